@@ -1,0 +1,179 @@
+"""The contract between Beltline and a store: few verbs, all in batches, an answer per item, and small optional powers beside them.
+
+Laws every engine keeps (each is a file of beltline.testing.conformance):
+  durable     `send` returns only when the level in `capabilities.durability` is reached. The same id again stores nothing and says SAME_ID, for at least 24 h after the end.
+  hand-out    `receive` is one atomic step: it turns due delayed messages ready, hands expired leases out again (epoch + 1, lost + 1) before anything else,
+              dead-letters poison, ends expired messages, and takes the lowest rank first. A FIFO group has at most one lease, and its head blocks only its group.
+  fence       `settle` and `renew` compare the epoch. A stale receipt writes nothing and answers LEASE_LOST; a late one that nobody overtook is DONE.
+  one write   everything a settlement says (outcome, result, `then`, gathers, part, counters, history) is written together or not at all.
+  time        is the store's, with a ratchet: it never runs backwards. Time never decides safety.
+  answers     ok; fail (an exception of core.errors: certainly no effect); unknown (EngineUnavailable(effect="unknown"): repeating is safe).
+  capacity    `then` messages are never refused for a full queue: backpressure stalls the receive of the stage before (QueueSpec.feeds), never a settle.
+  identity    redrive, retry and edit keep id, history and first-send time. Epochs only grow, also over a redrive.
+
+  runs        every message with a place counts in its run: +1 when stored, -1 when it ends, `dead` while it is dead. A run whose `open` and `dead` are both 0 is done
+              (cancelled, if its last message ended cancelled or expired and no gather is left to fire). `open` 0 with dead > 0: the run is dead, until a redrive.
+              The result of a message with a place is stored under the run's id. When a run is failed or cancelled, what a settle would hand on is dropped, its live
+              messages are cancelled (leased ones asked), and its gathers never fire.
+  gathers     a part answers once (by index; repeats change nothing). Answered: Ack.part; or, by `on_dead`, its death ("hold": waits; "skip": an absent value; "fail": the run
+              is failed). Cancelled, expired, deleted and purged parts count as absent unless "fail". A gather of 0 parts fires at once. Firing is part of the settle.
+
+Optional powers are found with isinstance; a method that raises NotImplementedError is a design error.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from beltline.core.capabilities import Capabilities
+from beltline.core.lifecycle import State
+from beltline.core.message import Delivery, Gather, Message, Receipt
+from beltline.core.names import MessageId, QueueName, RunId, WorkerId
+from beltline.core.outcome import Sent, Settled, Settlement
+from beltline.core.queues import Counts, QueueSpec
+from beltline.core.views import GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, WorkerView
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A store of queues. Times are seconds on the engine's clock. Raises EngineUnavailable when the store cannot be reached."""
+
+    name: str
+    capabilities: Capabilities
+
+    async def open(self) -> None:
+        """Connect, create or migrate the schema, check that the durability level can be held. Raises EngineForeign, EngineTooNew, EngineUnsafe."""
+        ...
+
+    async def close(self) -> None:
+        """Idempotent; also while a receive waits (it returns [])."""
+        ...
+
+    async def now(self) -> float:
+        """The engine's time."""
+        ...
+
+    async def declare(self, specs: Sequence[QueueSpec]) -> None:
+        """Create the queues or change their numbers. Raises Unsupported here, never first at send time."""
+        ...
+
+    async def send(self, messages: Sequence[Message], *, gathers: Sequence[Gather] = ()) -> list[Sent]:
+        """All or none, in the order given. Raises QueueNotDeclared, QueueFull, BodyTooLarge (nothing stored)."""
+        ...
+
+    async def receive(
+        self, queues: Sequence[QueueName], *, limit: int, lease_s: float, wait_s: float = 0.0, worker: WorkerId = WorkerId("")
+    ) -> list[Delivery]:
+        """At most `limit` deliveries, queues in the order given; waits up to `wait_s` for the first one. Lease 0 is allowed: receivable again at once."""
+        ...
+
+    async def renew(self, receipts: Sequence[Receipt], *, lease_s: float) -> list[Settled]:
+        """Lengthen leases to `lease_s` seconds from now. One answer per receipt: DONE, LEASE_LOST, or CANCEL_ASKED (renewed, please stop)."""
+        ...
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        """End deliveries, each in one write. One answer per settlement, in the order given: DONE or LEASE_LOST."""
+        ...
+
+    async def counts(self, queue: QueueName) -> Counts: ...
+
+    async def purge(self, queue: QueueName) -> int:
+        """Delete all messages of the queue that are not leased or done (dead ones too); parts of gathers count as cancelled. Returns how many."""
+        ...
+
+
+@runtime_checkable
+class Browse(Protocol):
+    async def queues(self) -> list[QueueSpec]: ...
+
+    async def get(self, id: MessageId) -> MessageView:
+        """With the attempts. Raises NotFound."""
+        ...
+
+    async def browse(self, where: MessageFilter, *, limit: int = 100, cursor: str = "") -> Page: ...
+
+
+@runtime_checkable
+class Results(Protocol):
+    async def results(self, ids: Sequence[str]) -> list[ResultView | None]:
+        """By message id or run id. None = never sent, or its history is over."""
+        ...
+
+    async def await_results(self, ids: Sequence[str], *, wait_s: float) -> list[ResultView | None]:
+        """Like `results`, but waits until any of them has ended (done, dead, failed, cancelled) or `wait_s` is over. May return early: ask again."""
+        ...
+
+    async def progress(self, notes: Sequence[tuple[Receipt, bytes]]) -> list[Settled]:
+        """Keep the newest progress (MessagePack of any value) of a leased message. A stale receipt writes nothing."""
+        ...
+
+
+@runtime_checkable
+class Control(Protocol):
+    async def pause(self, queue: QueueName) -> None: ...
+
+    async def resume(self, queue: QueueName) -> None: ...
+
+    async def cancel(self, ids: Sequence[MessageId], *, reason: str = "") -> list[State | None]:
+        """The state each message is in now: DONE (cancelled, or ended before), LEASED (asked; its worker will stop it), None (never sent)."""
+        ...
+
+    async def cancel_asked(self, receipts: Sequence[Receipt]) -> list[Receipt]:
+        """Those of the given receipts whose cancellation was asked for. Cheap: workers ask every second."""
+        ...
+
+    async def hurry(self, ids: Sequence[MessageId]) -> int:
+        """Make delayed messages ready now. Returns how many were."""
+        ...
+
+    async def redrive(self, where: MessageFilter, *, limit: int, queue: QueueName | None = None) -> list[MessageId]:
+        """Dead -> ready, oldest first, both counters back to zero, identity kept; to another queue if given. `where` may not be empty."""
+        ...
+
+    async def edit(self, id: MessageId, *, body: bytes) -> None:
+        """Replace the body of a dead or delayed message; the history says so and keeps the old one's size. Raises NotFound, Refused."""
+        ...
+
+    async def delete(self, where: MessageFilter, *, limit: int) -> int:
+        """End dead messages for good (done, cancelled). `where` may not be empty."""
+        ...
+
+
+@runtime_checkable
+class Runs(Protocol):
+    async def run(self, id: RunId) -> RunView:
+        """Raises NotFound."""
+        ...
+
+    async def runs(self, chain: str, *, state: str = "", limit: int = 100, cursor: str = "") -> list[RunView]:
+        """Oldest first; `cursor` is the id of the last one seen."""
+        ...
+
+    async def run_counts(self, chain: str) -> RunCounts: ...
+
+    async def gathers(self, run: RunId) -> list[GatherView]: ...
+
+    async def cancel_run(self, id: RunId, *, reason: str = "") -> RunView:
+        """Cancel all live messages of a run (leased ones are asked). Raises NotFound."""
+        ...
+
+
+@runtime_checkable
+class Fleet(Protocol):
+    async def beat(self, worker: WorkerView) -> None:
+        """A worker's sign of life; `age_s` is ignored."""
+        ...
+
+    async def forget(self, worker: WorkerId) -> None: ...
+
+    async def workers(self) -> list[WorkerView]: ...
+
+
+@runtime_checkable
+class Upkeep(Protocol):
+    async def sweep(self) -> int:
+        """Hurry what `receive` would do anyway: due -> ready, poison -> dead, expired -> done. Never touches a lease that can still be settled. Returns how many moved."""
+        ...
+
+    async def retain(self, *, history_s: float, limit: int = 5000) -> int:
+        """Drop done messages that ended more than `history_s` ago, ended runs, expired results and dedup keys; at most `limit` of each. Returns how many."""
+        ...
