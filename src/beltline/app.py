@@ -1,0 +1,441 @@
+"""The App: one place where tasks, chains, queues and resources are declared, and the door to one engine. No global app: make one, pass it on."""
+
+import importlib
+import importlib.util
+import math
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, ParamSpec, Self, TypeVar, cast, overload
+
+from msgspec import structs
+
+from beltline.chains import Chain, Line
+from beltline.core import limits
+from beltline.core.chain import ChainPlan
+from beltline.core.clock import Clock
+from beltline.core.codec import unpack
+from beltline.core.config import Config
+from beltline.core.errors import ChainInvalid, TaskInvalid, TaskUnknown, UsageError
+from beltline.core.limits import Seconds
+from beltline.core.message import Message
+from beltline.core.names import QueueName, message_id, queue_name, task_name
+from beltline.core.policy import TaskPolicy
+from beltline.core.queues import AGEING_S, HIGH_WATER, Feed, QueueSpec
+from beltline.core.retry import Retry
+from beltline.engines.protocol import Engine
+from beltline.handles import Handle
+from beltline.portal import Portal
+from beltline.resources import Resource, Resources
+from beltline.sending import Options, Sendable, Target
+from beltline.tasks import AsyncTask, SyncTask, Task, build_message
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+_QUEUE_NUMBERS = ("max_backlog", "high_water", "low_water", "ageing_s", "max_deliveries", "on_dead")
+
+
+class App:
+    """Declares tasks and chains and reaches one engine.
+
+    `url`: sqlite:///beltline.db unless given here or by BELTLINE_URL, beltline.toml or [tool.beltline]. `durability`: "disk" (default), "os", "memory".
+    `max_body`: largest body in bytes (1 MiB). Nothing is opened before the first send or worker.
+    """
+
+    def __init__(self, url: str | None = None, *, durability: str | None = None, max_body: int | None = None, clock: Clock | None = None) -> None:
+        self._given_url = url
+        self._durability = durability
+        self._clock = clock
+        self._config: Config | None = None
+        self._max_body = None if max_body is None else limits.integer("max_body", max_body, least=1, most=limits.MAX_BODY_CEILING)
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.chains: dict[str, Chain[..., Any]] = {}
+        self._queues: dict[QueueName, QueueSpec] = {}
+        self._lifespans: list[Resource] = []
+        self._portal = Portal()
+        self._engine: Engine | None = None
+        self._opened = False
+        self._lock = threading.Lock()
+        self.spec: str = ""
+        """Where workers find this app ("module:attribute"); set by load_app."""
+
+    # -- declaring ---------------------------------------------------------------------------------------------------
+
+    @overload
+    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # the first match wins
+
+    @overload
+    def task(self, fn: Callable[P, R], /) -> SyncTask[P, R]: ...
+
+    @overload
+    def task(
+        self,
+        fn: None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        retry: Retry | int | bool | None = None,
+        timeout: Seconds = 600.0,
+        priority: int = 0,
+        unique: bool | Seconds = False,
+        result_ttl: Seconds = 86400.0,
+        kind: str | None = None,
+    ) -> "Registrar": ...
+
+    def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Register a function. Bare (`@app.task`) or with options:
+
+        name      how messages call it (module.function); rename the function freely, but keep this
+        queue     where its messages wait (the function's own name)
+        retry     Retry(attempts=5, base_s=1, cap_s=900) with full jitter by default; a number = attempts; False = none
+        timeout   seconds or timedelta per attempt (10 min); a stuck one is cancelled, then its runner is killed
+        priority  -100..100, larger first; unique: the same arguments within the window (True = 5 min) are one message
+        result_ttl how long results are kept (1 day); kind: "async", "thread", or "process" (a runner of its own: hard to disturb, easy to kill)
+        """
+        if fn is None:
+            return Registrar(self, options)
+        return self._register(fn, options)
+
+    def _register(self, fn: Callable[..., Any], options: dict[str, Any]) -> Task[..., Any]:
+        import inspect
+
+        kind = AsyncTask if inspect.iscoroutinefunction(fn) else SyncTask
+        task: Task[..., Any] = kind(self, fn, **options)
+        known = self.tasks.get(task.name)
+        if known is not None and (known.fn.__code__.co_filename, known.fn.__qualname__) != (fn.__code__.co_filename, fn.__qualname__):
+            raise TaskInvalid(f"Two tasks are called {task.name!r}.", help="Give one of them another name: @app.task(name='…').")
+        self.tasks[task.name] = task
+        self._opened = False
+        return task
+
+    def chain(self, name: str, line: "Line[P, R] | Task[P, R]", *, result_ttl: Seconds = 86400.0, high_water: float | None = None) -> Chain[P, R]:
+        """Declare `a >> b.each(…) >> c.gather()` under a name. Raises ChainInvalid where a joint does not fit.
+
+        `high_water`: how many messages may wait before a stage until the stages before it receive no more (10,000).
+        """
+        chain: Chain[P, R] = Chain(self, name, cast("Line[P, R]", line), result_ttl=result_ttl, high_water=high_water)
+        known = self.chains.get(chain.name)
+        if known is not None and known.plan != chain.plan:
+            raise ChainInvalid(f"Two chains are called {name!r}.", help="Give one of them another name.")
+        self.chains[chain.name] = chain
+        self._opened = False
+        return chain
+
+    def queue(
+        self,
+        name: str,
+        *,
+        max_backlog: float = math.inf,
+        high_water: float | None = None,
+        low_water: float | None = None,
+        ageing: Seconds = AGEING_S,
+        max_deliveries: int = 3,
+        on_dead: str = "hold",
+    ) -> QueueSpec:
+        """Set a queue's numbers (see QueueSpec). Queues of tasks and stages exist without it."""
+        if on_dead not in ("hold", "skip"):
+            raise UsageError(f"on_dead = {on_dead!r} is unknown.", help="'hold' or 'skip'.")
+        spec = QueueSpec(
+            name=queue_name(name),
+            max_backlog=_bound("max_backlog", max_backlog),
+            high_water=math.inf if high_water is None else _bound("high_water", high_water),
+            low_water=math.inf if low_water is None else _bound("low_water", low_water),
+            ageing_s=limits.seconds("ageing", ageing),
+            max_deliveries=limits.integer("max_deliveries", max_deliveries, least=1, most=1000),
+            on_dead=on_dead,
+        )
+        self._queues[spec.name] = spec
+        self._opened = False
+        return spec
+
+    def resource(self, fn: Callable[..., Any]) -> Resource:
+        """Something opened once per runner and given to tasks by `inject(…)`."""
+        return Resource(fn)
+
+    def lifespan(self, fn: Callable[..., Any]) -> Resource:
+        """A resource that every runner opens at its start, whether or not a task names it."""
+        resource = Resource(fn, always=True)
+        self._lifespans.append(resource)
+        return resource
+
+    # -- what workers and engines are told ---------------------------------------------------------------------------
+
+    @property
+    def plans(self) -> dict[str, ChainPlan]:
+        return {name: chain.plan for name, chain in self.chains.items()}
+
+    def policies(self) -> list[TaskPolicy]:
+        """One per task, with its queue's `max_deliveries`."""
+        return [structs.replace(task.policy, max_deliveries=self._queue(task.queue).max_deliveries) for task in self.tasks.values()]
+
+    def specs(self) -> list[QueueSpec]:
+        """Every queue with its numbers and what it feeds."""
+        specs = {task.queue: self._queue(task.queue) for task in self.tasks.values()}
+        specs |= {name: self._queue(name) for name in self._queues}
+        for chain in self.chains.values():
+            for stage in chain.plan.stages:
+                specs.setdefault(stage.queue, self._queue(stage.queue))
+        for chain in self.chains.values():
+            for stage in chain.plan.stages:
+                feeds = chain.plan.feeds(stage)
+                specs[stage.queue] = structs.replace(specs[stage.queue], feeds=_merge(specs[stage.queue].feeds, feeds))
+                for feed in feeds:
+                    if specs[feed.queue].high_water == math.inf:
+                        specs[feed.queue] = structs.replace(specs[feed.queue], high_water=chain.high_water or HIGH_WATER)
+        return list(specs.values())
+
+    def _queue(self, name: QueueName) -> QueueSpec:
+        """What the code says, with what the configuration says laid over it."""
+        spec = self._queues.get(name) or QueueSpec(name=name)
+        settings = self.config.queues.get(name)
+        if settings is None:
+            return spec
+        said = {field: getattr(settings, field) for field in _QUEUE_NUMBERS if getattr(settings, field) is not None}
+        return structs.replace(spec, **said)
+
+    def resources(self) -> Resources:
+        """Everything a runner opens for the tasks of this app; a new set at every call."""
+        wanted = dict.fromkeys(self._lifespans)
+        for task in self.tasks.values():
+            wanted.update(dict.fromkeys(task.signature.needs.values()))
+        return Resources(wanted)
+
+    def check(self) -> None:
+        """Resolve every annotation and compile every reader now. Raises TaskInvalid. Workers do this at their start."""
+        for task in self.tasks.values():
+            _ = task.signature
+
+    # -- the engine --------------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """Given in code or by a flag, else configured, else sqlite:///beltline.db."""
+        return self._given_url if self._given_url is not None else self.config.url
+
+    @property
+    def config(self) -> Config:
+        """The configuration, read once, at the first use. Raises ConfigInvalid."""
+        if self._config is None:
+            from beltline.config import load
+
+            self._config = load()
+        return self._config
+
+    @property
+    def max_body(self) -> int:
+        """Largest body in bytes."""
+        if self._max_body is None:
+            self._max_body = self.config.max_body
+        return self._max_body
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, made but perhaps not yet open: `await app.ready()` opens it."""
+        if self._engine is None:
+            from beltline.engines.registry import make_engine
+
+            with self._lock:
+                if self._engine is None:
+                    configured = self.config.durability.name.lower() if "durability" in self.config.origins else None
+                    durability = self._durability or configured
+                    self._engine = make_engine(self.url, durability=durability, max_body=self.max_body, clock=self._clock)
+        return self._engine
+
+    def use_url(self, url: str, *, durability: str | None = None) -> None:
+        """Another engine than the code says (a command-line flag does this). Only before the first use. Raises UsageError after it."""
+        if self._engine is not None and url != self._given_url:
+            raise UsageError("The engine is in use already.", help="Choose the URL before the first send.")
+        self._given_url = url
+        self._durability = durability or self._durability
+
+    async def ready(self) -> Engine:
+        """The open engine with all queues declared. Cheap after the first call."""
+        engine = self.engine
+        if not self._opened:
+            await engine.open()
+            await engine.declare(self.specs())
+            self._opened = True
+        return engine
+
+    def blocking(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run an asynchronous operation of this app from synchronous code."""
+        return self._portal.run(work)
+
+    async def aclose(self) -> None:
+        """Close the engine. The app can be used again afterwards; safe to call twice."""
+        engine, self._engine, self._opened = self._engine, None, False
+        if engine is not None:
+            await engine.close()
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._portal.run(self.aclose())
+        self._portal.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.ready()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __enter__(self) -> Self:
+        self._portal.run(self.ready())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- by name and id ----------------------------------------------------------------------------------------------
+
+    def by_name(self, name: str, *, queue: str | None = None) -> "Sendable[..., Any]":
+        """Something to send to without its code: a task or chain of this app by (short) name, or any task of that name a worker elsewhere knows.
+
+        For a task that is not registered here, `queue` is the last dotted part of the name unless given; arguments are checked by the worker only.
+        """
+        found = self.find(name)
+        if found is not None and queue is None:
+            return found
+        task = found.name if isinstance(found, Task) else task_name(name)
+        return Remote(self, task, queue_name(queue or task.rpartition(".")[2]))
+
+    def find(self, name: str) -> "Task[..., Any] | Chain[..., Any] | None":
+        """A chain or task by its name, or by the short name of a task where only one has it."""
+        if name in self.chains:
+            return self.chains[name]
+        if name in self.tasks:
+            return self.tasks[name]
+        short = [task for task in self.tasks.values() if task.short_name == name]
+        if len(short) > 1:
+            raise TaskUnknown(name, known=tuple(task.name for task in short), help="Several tasks end so: give the whole name.")
+        return short[0] if short else None
+
+    def handle(self, id: str) -> Handle[Any]:
+        """A handle for any message or run id. Whether it exists shows when it is asked."""
+        return Handle(self, message_id(id))
+
+
+class Registrar:
+    """`@app.task(…)` with its options, waiting for the function."""
+
+    def __init__(self, app: App, options: dict[str, Any]) -> None:
+        self._app = app
+        self._options = options
+
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # the first match wins
+
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> SyncTask[P, R]: ...
+
+    def __call__(self, fn: Callable[..., Any], /) -> Any:
+        return self._app._register(fn, self._options)
+
+
+class Remote(Sendable[..., Any]):
+    """A task known by name only. Arguments travel by position and name as given; the worker checks them."""
+
+    def __init__(self, app: App, name: str, queue: QueueName) -> None:
+        self.app = app
+        self.name = task_name(name)
+        self.queue = queue
+
+    def _target(self) -> Target:
+        return self
+
+    def message(self, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Options) -> Message:
+        from beltline.core.codec import pack
+        from beltline.core.errors import BodyTooLarge
+
+        body = pack([list(args), kwargs])
+        if len(body) > self.app.max_body:
+            raise BodyTooLarge(size_bytes=len(body), limit_bytes=self.app.max_body)
+        return build_message(self.name, self.queue, body, chosen)
+
+    def read_result(self, data: bytes) -> Any:
+        return unpack(data)
+
+
+def _bound(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:
+        raise UsageError(f"{name} = {value!r} is not allowed.", why="Allowed: a number from 1, or math.inf for no bound.")
+    return float(value)
+
+
+def _merge(one: tuple[Feed, ...], other: tuple[Feed, ...]) -> tuple[Feed, ...]:
+    widest: dict[QueueName, int] = {}
+    for feed in (*one, *other):
+        widest[feed.queue] = max(widest.get(feed.queue, 1), feed.fan_out)
+    return tuple(Feed(queue, fan_out) for queue, fan_out in widest.items())
+
+
+def load_app(spec: str) -> App:
+    """The App that `module:attribute` or `path/to/file.py:attribute` names; the attribute may be left out when there is just one App.
+
+    The current directory is importable. Raises UsageError saying what was not found; errors of the user's own module come through as they are.
+    """
+    place, _, attribute = spec.partition(":")
+    if not place:
+        raise UsageError(f"{spec!r} names no module.", help="Write module:app, for example tasks:app.")
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place, spec)
+    if attribute:
+        found = module
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
+        if not isinstance(found, App):
+            raise UsageError(f"{place} has no App called {attribute!r}.", help=f"Apps there: {', '.join(_apps(module)) or 'none'}.")
+        app = found
+    else:
+        apps = _apps(module)
+        if len(apps) != 1:
+            raise UsageError(f"{place} has {len(apps) or 'no'} Apps.", help="Name one: module:attribute.")
+        attribute, app = next(iter(apps.items()))
+    app.spec = f"{place}:{attribute}"
+    return app
+
+
+def _apps(module: Any) -> dict[str, App]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, App)}
+
+
+def _load_module(name: str, spec: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise
+        raise UsageError(
+            f"There is no module {name!r} ({spec}).", why=f"Looked in {here} and the import path.", help="Run it where the module is."
+        ) from None
+
+
+def _load_file(path: Path) -> Any:
+    path = path.resolve()
+    if not path.is_file():
+        raise UsageError(f"There is no file {str(path)!r}.")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    if found is None or found.loader is None:
+        raise UsageError(f"{str(path)!r} cannot be loaded as Python.")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[path.stem] = module
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(path.stem, None)
+        raise
+    return module
+
+
+__all__ = ["App", "Handle", "load_app"]
