@@ -17,18 +17,20 @@ from beltline.core.chain import ChainPlan
 from beltline.core.clock import Clock
 from beltline.core.codec import unpack
 from beltline.core.config import Config
-from beltline.core.errors import ChainInvalid, TaskInvalid, TaskUnknown, UsageError
+from beltline.core.errors import ChainInvalid, TaskInvalid, TaskUnknown, Unsupported, UsageError
 from beltline.core.limits import Seconds
 from beltline.core.message import Message
-from beltline.core.names import QueueName, message_id, queue_name, task_name
+from beltline.core.names import QueueName, RunId, message_id, queue_name, task_name
 from beltline.core.policy import TaskPolicy
 from beltline.core.queues import AGEING_S, HIGH_WATER, Feed, QueueSpec
+from beltline.core.rerun import rerun
 from beltline.core.retry import Retry
-from beltline.engines.protocol import Engine
+from beltline.core.views import MessageFilter
+from beltline.engines.protocol import Browse, Engine, Runs
 from beltline.handles import Handle
 from beltline.portal import Portal
 from beltline.resources import Resource, Resources
-from beltline.sending import Options, Sendable, Target
+from beltline.sending import Options, Sendable, Target, new_id
 from beltline.tasks import AsyncTask, SyncTask, Task, build_message
 
 P = ParamSpec("P")
@@ -313,6 +315,31 @@ class App:
         if len(short) > 1:
             raise TaskUnknown(name, known=tuple(task.name for task in short), help="Several tasks end so: give the whole name.")
         return short[0] if short else None
+
+    async def arerun(self, run: str, *, stage: str = "") -> Handle[Any]:
+        """Run an item again, in a new run, from what entered `stage` in the old one ("" = from the start). Raises NotFound, TaskUnknown (the chain), Unsupported."""
+        engine = await self.ready()
+        if not isinstance(engine, Runs) or not isinstance(engine, Browse):
+            raise Unsupported(feature="rerun", need=1, have=0, engine=engine.name)
+        old = await engine.run(RunId(message_id(run)))
+        chain = self.chains.get(old.chain)
+        if chain is None:
+            raise TaskUnknown(old.chain, known=tuple(self.chains), help="Rerunning needs the chain's code: name the app that declares it.")
+        entered, cursor = [], ""
+        while True:
+            page = await engine.browse(MessageFilter(run=old.id), limit=1000, cursor=cursor)
+            entered += [view.message for view in page.messages]
+            cursor = page.cursor
+            if not cursor:
+                break
+        again = RunId(new_id())
+        messages, gathers = rerun(chain.plan, stage or chain.plan.stages[0].name, entered, again)
+        await engine.send(messages, gathers=gathers)
+        return Handle(self, again, chain.read_result)
+
+    def rerun(self, run: str, *, stage: str = "") -> Handle[Any]:
+        """`arerun` for synchronous code."""
+        return self.blocking(self.arerun(run, stage=stage))
 
     def handle(self, id: str) -> Handle[Any]:
         """A handle for any message or run id. Whether it exists shows when it is asked."""

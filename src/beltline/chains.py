@@ -341,7 +341,7 @@ class _Compiler:
                 self.by[join.name] = branch_after.by
             self._add(join, following)
             inside, gather, on_dead = rest[:end], join.name, join.on_dead
-        following = self._compile(inside, Answer())
+        following = self._compile(inside, Answer(gather))
         self._check_joint(head, inside if end is None else [*inside, rest[end]])
         if isinstance(following, Choose) and isinstance(inside[0], Branch):
             self.by[head.name] = inside[0].by

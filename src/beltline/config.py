@@ -37,7 +37,7 @@ def load(
     named = environ.get("BELTLINE_CONFIG")
     layers = [_from_flags(flags or {}), _from_environment(environ)]
     if dotenv and (folder / ".env").is_file():
-        layers.append(_from_environment(_read_dotenv(folder / ".env"), where=" in .env"))
+        layers.append(_from_environment(read_dotenv(folder / ".env"), where=" in .env"))
     if file is not None or named:
         layers.append(_from_file(file or Path(str(named)), origin="--config" if file else "BELTLINE_CONFIG"))
     else:
@@ -120,7 +120,7 @@ def _read_secret(variable: str, environ: Mapping[str, str]) -> str | None:
         raise ConfigInvalid(key=variable, value=name, allowed="a file this process may read", origin=variable, help=f"{error}.") from None
 
 
-def _read_dotenv(path: Path) -> dict[str, str]:
+def read_dotenv(path: Path) -> dict[str, str]:
     """NAME=value lines, as shells and containers write them: `export `, quotes and # comments; no expansion, no line continuation."""
     found: dict[str, str] = {}
     for number, line in enumerate(_read_text(path, ".env").splitlines(), 1):
@@ -176,7 +176,8 @@ def _flat(table: Mapping[str, object]) -> list[tuple[str, object]]:
 
 def _line_of(text: str, wanted: tuple[str, ...]) -> int:
     """The line that says it: the assignment or header whose dotted name is the longest beginning of `wanted`. tomllib keeps no positions."""
-    best, best_length, table = 1, -1, ()
+    best, best_length = 1, -1
+    table: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):
         header = re.match(r"\s*\[([^\[\]]+)\]\s*(?:#.*)?$", line)
         assignment = re.match(r"\s*([A-Za-z0-9_.\-\"' ]+?)\s*=", line)

@@ -33,7 +33,9 @@ class End(Struct, frozen=True, array_like=True, tag="end", gc=False):
 
 
 class Answer(Struct, frozen=True, array_like=True, tag="answer", gc=False):
-    pass
+    """`gather`: the stage that receives the answers; "" = none, their list is the result."""
+
+    gather: str = ""
 
 
 class To(Struct, frozen=True, array_like=True, tag="to", gc=False):
@@ -95,15 +97,9 @@ class ChainPlan(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
                 found.setdefault(self.stage(arm.stage).queue, 1)
             elif isinstance(arm, Split):
                 found[self.stage(arm.stage).queue] = max(1, len(list(product(*arm.keys.values()))))
-            elif isinstance(arm, Answer):
-                for gather in self._gathers_after(stage.name):
-                    found.setdefault(gather, 1)
+            elif isinstance(arm, Answer) and arm.gather:
+                found.setdefault(self.stage(arm.gather).queue, 1)
         return tuple(Feed(queue, fan_out) for queue, fan_out in found.items())
-
-    def _gathers_after(self, name: str) -> list[QueueName]:
-        after = [s.name for s in self.stages].index(StageName(name))
-        splits = [s.next for s in self.stages[:after] if isinstance(s.next, Split) and s.next.gather]
-        return [self.stage(split.gather).queue for split in splits[-1:]]
 
 
 def advance(ack: Ack, plan: ChainPlan, message: Message, value: bytes, choice: str = "") -> Ack:

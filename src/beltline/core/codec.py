@@ -79,7 +79,7 @@ def split_list(data: bytes) -> list[bytes]:
     """The elements of a MessagePack array, each still packed. Raises MessageInvalid if it is no array."""
     try:
         return [bytes(raw) for raw in _raws.decode(data)]
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise MessageInvalid(f"Expected a list: {error}.") from None
 
 
@@ -122,8 +122,11 @@ def type_name(kind: Any) -> str:
 
 
 def to_json(value: object, *, indent: bool = False) -> str:
-    """For people and programs outside. Bytes become base64, NaN null, unknown types their text: printing never fails."""
-    data = msgspec.json.encode(value, enc_hook=_hook_json, order="deterministic")
+    """For people and programs outside. Bytes become base64, NaN null, unknown types their text, what JSON cannot hold at all its text: printing never fails."""
+    try:
+        data = msgspec.json.encode(value, enc_hook=_hook_json, order="deterministic")
+    except (RecursionError, UnicodeEncodeError, ValueError, TypeError):  # a circle, a lone surrogate, a dict with odd keys
+        data = msgspec.json.encode(_short(value).encode(errors="backslashreplace").decode())
     return (msgspec.json.format(data) if indent else data).decode()
 
 
@@ -138,7 +141,7 @@ def from_json(text: str | bytes) -> Any:
     """Raises ValueInvalid naming what is wrong with the JSON."""
     try:
         return msgspec.json.decode(text)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise ValueInvalid(name="JSON", value=_short(text), allowed=f"valid JSON ({error})") from None
 
 

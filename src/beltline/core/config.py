@@ -70,6 +70,7 @@ class Config(Struct, frozen=True, kw_only=True):
     max_body: int = MAX_BODY_BYTES
     lease_s: float = 30.0
     drain_s: float = 30.0
+    history_s: float = 7 * 86400.0
     log: str = "text"
     log_level: str = "info"
     env: str = ""
@@ -217,6 +218,7 @@ KEYS: tuple[Key, ...] = (
     Key(name="max_body", read=_size, allowed=f"bytes 1..{MAX_BODY_CEILING} (also 512k, 4M)", about="largest body of a message"),
     Key(name="lease_s", read=_seconds(1.0, MAX_LEASE_S), allowed=f"seconds 1..{MAX_LEASE_S:g}", about="how soon the messages of a dead host are received again"),
     Key(name="drain_s", read=_seconds(0.0, MAX_DRAIN_S), allowed=f"seconds 0..{MAX_DRAIN_S:g}", about="how long a stopping worker waits for what runs (0 = not at all)"),
+    Key(name="history_s", read=_seconds(0.0, 10 * 366 * 86400.0), allowed="seconds from 0 (also 7d)", about="how long ended messages and runs are kept"),
     Key(name="log", read=_one_of("text", "json"), allowed="text or json", about="form of the log"),
     Key(name="log_level", read=_one_of(*LOG_LEVELS), allowed=", ".join(LOG_LEVELS), about="least severe line that is logged"),
     Key(name="env", read=_text, allowed="a short text such as production", about="name of this environment, shown to people"),

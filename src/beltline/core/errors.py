@@ -101,7 +101,7 @@ class ExtraMissing(UsageError):
     code = "BLT-104"
 
     def __init__(self, *, extra: str, needed_for: str) -> None:
-        self.extra = extra
+        self.extra, self.needed_for = extra, needed_for
         super().__init__(f"{needed_for} needs packages that are not installed.", help=f"Install them: pip install 'beltline[{extra}]'")
 
 

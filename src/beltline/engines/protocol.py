@@ -4,19 +4,34 @@ Laws every engine keeps (each is a file of beltline.testing.conformance):
   durable     `send` returns only when the level in `capabilities.durability` is reached. The same id again stores nothing and says SAME_ID, for at least 24 h after the end.
   hand-out    `receive` is one atomic step: it turns due delayed messages ready, hands expired leases out again (epoch + 1, lost + 1) before anything else,
               dead-letters poison, ends expired messages, and takes the lowest rank first. A FIFO group has at most one lease, and its head blocks only its group.
-  fence       `settle` and `renew` compare the epoch. A stale receipt writes nothing and answers LEASE_LOST; a late one that nobody overtook is DONE.
+              `ready_at` is the instant a message became ready: the send, its due time, now for hurry and redrive; a release without delay keeps it, and so its place. The rank is
+              drawn from it, ties go by send order (`seq`, kept for life). A queue that is paused is left alone altogether. One that is stalled still hands out leases that are over.
+  groups      the head is the first sent that is delayed, ready or leased (or dead, under on_dead "hold"); delayed or retrying it blocks too. `group_epoch` only grows within a group.
+  two counts  `failed` and `lost`. lost + 1 = max_deliveries makes a message poison: at the receive or sweep after its lease ran out, or at the settle that says lost.
+  fence       `settle` and `renew` compare the epoch. A stale receipt writes nothing and answers LEASE_LOST; a late one that nobody overtook is DONE. Of two receipts of one
+              delivery in a batch the first has an effect. A settle whose `then` names an undeclared queue is refused whole, before it writes (QueueNotDeclared).
   one write   everything a settlement says (outcome, result, `then`, gathers, part, counters, history) is written together or not at all.
-  time        is the store's, with a ratchet: it never runs backwards. Time never decides safety.
+  time        is the store's, with a ratchet: it never runs backwards, and goes on at the clock's pace after the clock was set back. Time never decides safety.
+              Due at `ready_at`, over at `lease_until`, expired at sent + expires_s (exactly then, and only if never handed out).
+              A delayed message that is due and a lease that is over read as ready in counts and views; purge takes both.
   answers     ok; fail (an exception of core.errors: certainly no effect); unknown (EngineUnavailable(effect="unknown"): repeating is safe).
   capacity    `then` messages are never refused for a full queue: backpressure stalls the receive of the stage before (QueueSpec.feeds), never a settle.
-  identity    redrive, retry and edit keep id, history and first-send time. Epochs only grow, also over a redrive.
+              load(f) = ready(f) + leased(x) * fan_out(x) over all x that feed f. A receive takes at most floor((high_water - load) / fan_out); below 1 it takes nothing until
+              load <= low_water (inf: half of high_water), but with load 0 always one. `max_backlog` counts what a send would really store; redrive is not refused either.
+  identity    redrive, retry and edit keep id, history and first-send time. Epochs only grow, also over a redrive. Purged, deleted, cancelled messages are done, their ids known.
+  dedup       (queue, key) answers with the first message's id for that one's window from its send, also after its end. Hand-offs ignore it: their ids are derived.
+  cancel      a leased message is asked. If its delivery then ends as a retry or release, or its lease runs out, it ends cancelled; an ack or dead letter stands.
 
   runs        every message with a place counts in its run: +1 when stored, -1 when it ends, `dead` while it is dead. A run whose `open` and `dead` are both 0 is done
               (cancelled, if its last message ended cancelled or expired and no gather is left to fire). `open` 0 with dead > 0: the run is dead, until a redrive.
               The result of a message with a place is stored under the run's id. When a run is failed or cancelled, what a settle would hand on is dropped, its live
-              messages are cancelled (leased ones asked), and its gathers never fire.
+              messages are cancelled (leased ones asked), and its gathers never fire; its dead stay dead and are left out of redrives. A new message sent into an ended run opens it again.
+              A dead part whose gather skips it does not count as `dead`: the run goes on without it. An id that is a run's and a message's is answered as the run.
   gathers     a part answers once (by index; repeats change nothing). Answered: Ack.part; or, by `on_dead`, its death ("hold": waits; "skip": an absent value; "fail": the run
               is failed). Cancelled, expired, deleted and purged parts count as absent unless "fail". A gather of 0 parts fires at once. Firing is part of the settle.
+              Absent values are left out of the list. A part that is acknowledged without an answer, and without followers that carry it on, is absent. Only the innermost
+              gather hears of a message.
+  use         from any thread and event loop of the process; before open, after close and after a fork: HandleMisused.
 
 Optional powers are found with isinstance; a method that raises NotImplementedError is a design error.
 """
@@ -99,7 +114,7 @@ class Results(Protocol):
         ...
 
     async def await_results(self, ids: Sequence[str], *, wait_s: float) -> list[ResultView | None]:
-        """Like `results`, but waits until any of them has ended (done, dead, failed, cancelled) or `wait_s` is over. May return early: ask again."""
+        """Like `results`, but waits until any of them has ended (done, dead, failed, cancelled), is not known, or `wait_s` is over. May return early: ask again."""
         ...
 
     async def progress(self, notes: Sequence[tuple[Receipt, bytes]]) -> list[Settled]:
@@ -175,5 +190,8 @@ class Upkeep(Protocol):
         ...
 
     async def retain(self, *, history_s: float, limit: int = 5000) -> int:
-        """Drop done messages that ended more than `history_s` ago, ended runs, expired results and dedup keys; at most `limit` of each. Returns how many."""
+        """Drop done messages that ended more than `history_s` ago, ended runs, expired results and dedup keys; at most `limit` of each. Returns how many.
+
+        Ids of dropped messages are known (SAME_ID) until 24 h after the end.
+        """
         ...

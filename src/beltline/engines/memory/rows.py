@@ -1,0 +1,147 @@
+"""What the memory engine keeps: a row per message, run and gather, and heaps that point at rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from math import inf
+
+from beltline.core.lifecycle import State
+from beltline.core.message import Gather, Message, Part
+from beltline.core.names import ChainName, MessageId, RunId, WorkerId
+from beltline.core.outcome import Ended, Failure
+from beltline.core.views import AttemptView
+
+ATTEMPTS_KEPT = 100  # a message that is parked every five seconds must not grow for ever
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One message for as long as its history is kept. `seq` is its place among all sends and never changes; only `epoch` says who may settle.
+
+    `ready_at`: when it became, or will become, ready. `rank` is drawn from it then, and is its place among the ready ones of its queue.
+    """
+
+    message: Message
+    seq: int
+    sent_at: float
+    state: State = State.READY
+    epoch: int = 0
+    failed: int = 0
+    lost: int = 0
+    ready_at: float = 0.0
+    rank: float = 0.0
+    leased_at: float = 0.0
+    lease_until: float = 0.0
+    worker: WorkerId = WorkerId("")
+    cancel_asked: str | None = None  # the reason; None = nobody asked
+    counted: str = ""  # in its run, as "open" or "dead"; "" once it ended, or when its gather goes on without it
+    ended_at: float = 0.0
+    ended: Ended | None = None
+    why: str = ""
+    failure: Failure | None = None
+    progress: bytes | None = None
+    result: bytes | None = None
+    result_until: float = inf
+    attempts: list[AttemptView] = field(default_factory=list)
+
+    @property
+    def id(self) -> MessageId:
+        return self.message.id
+
+    @property
+    def part(self) -> Part | None:
+        """Its answer is awaited by this gather (the innermost one)."""
+        place = self.message.place
+        return place.parts[-1] if place is not None and place.parts else None
+
+    @property
+    def expires_at(self) -> float:
+        return inf if self.message.expires_s is None else self.sent_at + self.message.expires_s
+
+    def shown(self, now: float) -> State:
+        """The state as callers see it: who holds a lease that is over can still settle, but everybody else sees a message that can be had."""
+        over = self.state is State.LEASED and self.lease_until <= now
+        due = self.state is State.DELAYED and self.ready_at <= now
+        return State.READY if over or due else self.state
+
+    def note(self, attempt: AttemptView) -> None:
+        self.attempts.append(attempt)
+        del self.attempts[:-ATTEMPTS_KEPT]
+
+
+@dataclass(slots=True, eq=False)
+class RunRow:
+    """One run and its accounts. `last`: how its last message ended, None once a gather went on from there."""
+
+    id: RunId
+    chain: ChainName
+    entered_at: float
+    state: str = "running"
+    open: int = 0
+    dead: int = 0
+    ended_at: float = 0.0
+    last: Ended | None = None
+    why: str = ""
+    failure: Failure | None = None
+    result: bytes | None = None
+    result_until: float = inf
+    rows: dict[MessageId, Row] = field(default_factory=dict)
+    gathers: list["GatherRow"] = field(default_factory=list)
+
+    @property
+    def given_up(self) -> bool:
+        """Nothing is handed on any more."""
+        return self.state in ("failed", "cancelled")
+
+
+@dataclass(slots=True, eq=False)
+class GatherRow:
+    """The parts that answered, by index; None = it will never come. `dead`: parts that wait for a redrive."""
+
+    gather: Gather
+    answers: dict[int, bytes | None] = field(default_factory=dict)
+    dead: set[int] = field(default_factory=set)
+    fired: bool = False
+
+
+class Heap:
+    """Rows by an instant or rank, lowest first, then in send order.
+
+    Nothing is ever searched in it: a row that moved on leaves its pointer behind, and `holds` tells the living ones from those. Half of it may be
+    left behind before it is swept, so every operation stays logarithmic.
+    """
+
+    __slots__ = ("_bound", "_entries", "_holds")
+
+    def __init__(self, holds: Callable[[float, Row], bool]) -> None:
+        self._holds = holds
+        self._entries: list[tuple[float, int, Row]] = []
+        self._bound = 64
+
+    def push(self, key: float, row: Row) -> None:
+        heappush(self._entries, (key, row.seq, row))
+        if len(self._entries) > self._bound:
+            self._entries = [entry for entry in set(self._entries) if self._holds(entry[0], entry[2])]
+            heapify(self._entries)
+            self._bound = 64 + 2 * len(self._entries)
+
+    def first(self) -> tuple[float, Row] | None:
+        while self._entries:
+            key, _, row = self._entries[0]
+            if self._holds(key, row):
+                return key, row
+            heappop(self._entries)
+        return None
+
+    def key(self) -> float:
+        """The lowest number in it; inf = empty."""
+        first = self.first()
+        return inf if first is None else first[0]
+
+    def pop(self, until: float = inf) -> Row | None:
+        """Take out the first row unless its number is above `until`."""
+        first = self.first()
+        if first is None or first[0] > until:
+            return None
+        heappop(self._entries)
+        return first[1]

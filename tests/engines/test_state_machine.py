@@ -1,0 +1,7 @@
+"""Random histories: memory against the invariants, every other engine against memory as well. BELTLINE_EXAMPLES=2000 tries more of them."""
+
+from beltline.testing import machine
+from tests.engines.test_memory import MemoryHarness
+
+TestMemory = machine.case(MemoryHarness)
+TestMemoryBesideItself = machine.case(MemoryHarness, oracle=MemoryHarness)
