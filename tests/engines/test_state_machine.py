@@ -2,6 +2,7 @@
 
 from beltline.testing import machine
 from tests.engines.test_memory import MemoryHarness
+from tests.engines.test_sqlite import SqliteHarness
 
 TestMemory = machine.case(MemoryHarness)
-TestMemoryBesideItself = machine.case(MemoryHarness, oracle=MemoryHarness)
+TestSqlite = machine.case(SqliteHarness, oracle=MemoryHarness)

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from math import inf
@@ -109,7 +109,7 @@ class MemoryEngine:
             )
 
     @contextmanager
-    def _step(self) -> Iterator[float]:
+    def _step(self) -> Generator[float, None, None]:
         """Hold the store for one verb; the value is now. Afterwards those are woken who wait for what has happened."""
         self._check_process()
         with self._lock:

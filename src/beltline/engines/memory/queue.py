@@ -43,7 +43,7 @@ class QueueRows:
         self._delayed = Heap(lambda key, row: self.holds(row) and row.state is State.DELAYED and row.ready_at == key)
         self._ready = Heap(lambda key, row: self.holds(row) and row.state is State.READY and row.rank == key and not self.blocked(row))
         self._waiting = Heap(lambda key, row: self.holds(row) and row.state is State.READY and row.ready_at == key)
-        self._leases = Heap(lambda key, row: row.state is State.LEASED and row.lease_until == key)
+        self._leases = Heap(lambda key, row: self.holds(row) and row.state is State.LEASED and row.lease_until == key)
         self._expiries = Heap(lambda _, row: row.state in (State.DELAYED, State.READY) and row.epoch == 0)
 
     def holds(self, row: Row) -> bool:

@@ -5,6 +5,7 @@ through `QueueRows.move`, every change of a run through `RunBook`; a verb that c
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import floor, inf, isfinite
@@ -87,14 +88,15 @@ class Store:
             limits.body(message.body, self.max_body)
         answers = self._admit(messages, now)
         new = tuple(message for message, sent in zip(messages, answers, strict=True) if sent.new)
-        for queue in dict.fromkeys(message.queue for message in new):
+        for queue, more in Counter(message.queue for message in new).items():
             bound = self.queues[queue].spec.max_backlog
-            if self.queues[queue].backlog + sum(message.queue == queue for message in new) > bound:
+            if self.queues[queue].backlog + more > bound:
                 raise QueueFull(queue=queue, bound=int(bound))
         for message in new:
             if message.dedup_key is not None:
                 self.dedup[message.queue, message.dedup_key] = (now + message.dedup_window_s, message.id)
-        self.runs.hand_on(new, tuple(gathers), now)
+        # A batch that is known already has opened its gathers then; their rows may be history by now.
+        self.runs.hand_on(new, tuple(gathers) if new or not messages else (), now)
         self.runs.close(now)
         return answers
 
@@ -113,8 +115,8 @@ class Store:
         """What will become of each message, before anything is written."""
         answers, ids, keys = [], set[MessageId](), dict[tuple[QueueName, str], MessageId]()
         for message in messages:
-            key = (message.queue, message.dedup_key or "")
-            stands = self._stands_for(message, now) or keys.get(key)
+            key = None if message.dedup_key is None else (message.queue, message.dedup_key)
+            stands = None if key is None else keys.get(key) or self._stands_for(key, now)
             if message.id in self.rows or message.id in self.remembered or message.id in ids:
                 answers.append(Sent(message.id, Admission.SAME_ID))
             elif stands is not None:
@@ -122,14 +124,12 @@ class Store:
             else:
                 answers.append(Sent(message.id))
                 ids.add(message.id)
-                if message.dedup_key is not None and message.dedup_window_s > 0:
+                if key is not None and message.dedup_window_s > 0:
                     keys[key] = message.id
         return answers
 
-    def _stands_for(self, message: Message, now: float) -> MessageId | None:
-        if message.dedup_key is None:
-            return None
-        entry = self.dedup.get((message.queue, message.dedup_key))
+    def _stands_for(self, key: tuple[QueueName, str], now: float) -> MessageId | None:
+        entry = self.dedup.get(key)
         return entry[1] if entry is not None and now < entry[0] else None
 
     def _hand_on(self, message: Message, now: float) -> None:
@@ -149,7 +149,7 @@ class Store:
         queues = [self.queue(name) for name in dict.fromkeys(names)]
         deliveries: list[Delivery] = []
         for queue in queues:
-            if queue.paused:
+            if queue.paused or len(deliveries) >= limit:
                 continue
             again, _ = self._turn(queue, now, limit - len(deliveries))
             deliveries += [self._lease(queue, row, lease_s, worker, now) for row in again]
@@ -315,7 +315,7 @@ class Store:
         if row.cancel_asked is not None:
             self._end(row, Move.CANCEL, Ended.CANCELLED, row.cancel_asked, now)
             return
-        if ready_at != row.ready_at:  # a release without delay goes back to its place
+        if move is Move.RETRY or ready_at != row.ready_at:  # a release without delay goes back to its place
             queue.rank(row, ready_at)
         queue.move(row, move, State.READY if ready_at <= now else State.DELAYED, why=why)
 

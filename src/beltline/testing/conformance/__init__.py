@@ -18,6 +18,6 @@ Needs pytest and nothing else: every test runs in an event loop of its own.
 
 from beltline.core.limits import MAX_BODY_BYTES
 from beltline.testing.conformance.harness import Full, Harness, Time
-from beltline.testing.conformance.runner import Law, Promise, check, laws, promises, suite
+from beltline.testing.conformance.runner import Law, Promise, check, check_each, laws, promises, suite
 
-__all__ = ["MAX_BODY_BYTES", "Full", "Harness", "Law", "Promise", "Time", "check", "laws", "promises", "suite"]
+__all__ = ["MAX_BODY_BYTES", "Full", "Harness", "Law", "Promise", "Time", "check", "check_each", "laws", "promises", "suite"]

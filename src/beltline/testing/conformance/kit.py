@@ -232,7 +232,7 @@ async def together(*work: Callable[[], Awaitable[Any]]) -> list[Any]:
 
 async def in_threads(*work: Callable[[], Awaitable[Any]]) -> list[Any]:
     """Run each in a thread of its own, on a loop of its own."""
-    return await together(*(lambda each=each: asyncio.to_thread(asyncio.run, _call(each)) for each in work))  # type: ignore[misc]
+    return await together(*(lambda each=each: asyncio.to_thread(asyncio.run, _call(each)) for each in work))
 
 
 async def _call(function: Callable[[], Awaitable[Any]]) -> Any:

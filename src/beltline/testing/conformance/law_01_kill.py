@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from beltline.core.capabilities import Durability
+from beltline.core.message import Delivery
+from beltline.core.outcome import Ack
 from beltline.testing.conformance import kit
 from beltline.testing.conformance.harness import Full, Harness
 from beltline.testing.conformance.kit import NEXT, QUEUES, WORK
@@ -64,7 +66,7 @@ async def a_killed_worker_gives_back_all_it_held(harness: Harness) -> None:
         with _child(harness, "hold") as process:
             held = await _lines(process, 21)
         assert held == [*(message.id for message in sent), "held"]
-        back = []
+        back: list[Delivery] = []
         while len(back) < 20:
             got = await engine.receive([WORK], limit=100, lease_s=60.0, wait_s=5.0)
             assert got, "the messages of the killed worker did not come back"
@@ -87,7 +89,7 @@ async def a_line_of_killed_workers_keeps_each_item_in_exactly_one_stage(harness:
             assert here.done == there.ready
         while (await engine.counts(WORK)).done < 200:
             for delivery in await engine.receive([WORK], limit=100, lease_s=60.0, wait_s=5.0):
-                await kit.ok(engine, delivery, kit.Ack(then=(kit.message(NEXT, body=delivery.message.body),)))
+                await kit.ok(engine, delivery, Ack(then=(kit.message(NEXT, body=delivery.message.body),)))
         assert sorted(view.message.body for view in await kit.everything(engine, queues=(NEXT,))) == [bytes([number]) for number in range(200)]
     finally:
         await engine.close()

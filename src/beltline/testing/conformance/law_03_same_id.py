@@ -1,7 +1,7 @@
 """A message id is stored once: sending it again stores nothing, changes nothing and says so, also while it is worked on and for at least 24 hours after it has ended."""
 
 from beltline.core.codec import pack
-from beltline.core.outcome import Admission, Sent
+from beltline.core.outcome import Ack, Admission, Sent
 from beltline.testing.conformance import kit
 from beltline.testing.conformance.harness import Full, Time
 from beltline.testing.conformance.kit import NEXT, WORK
@@ -76,5 +76,5 @@ async def an_id_given_back_by_the_hand_off_is_stored_once(engine: Full) -> None:
     follower = kit.message(NEXT)
     await kit.send(engine, *kit.messages(2))
     for delivery in await kit.take(engine):
-        await kit.ok(engine, delivery, kit.Ack(then=(follower,)))
+        await kit.ok(engine, delivery, Ack(then=(follower,)))
     assert await kit.finish(engine, NEXT) == [follower.id]

@@ -1,5 +1,6 @@
 """A retry comes back when its delay is over, never before, and counts one failed attempt."""
 
+from beltline.core.outcome import RetryAfter
 from beltline.testing.conformance import kit
 from beltline.testing.conformance.harness import Full, Time
 from beltline.testing.conformance.kit import LEASE_S, ONE, WORK
@@ -49,7 +50,7 @@ async def the_history_keeps_every_failure(engine: Full, time: Time) -> None:
     started_at = await engine.now()
     delivery = await kit.take_one(engine, worker=ONE)
     time.advance(3.0)
-    await kit.ok(engine, delivery, kit.RetryAfter(delay_s=0.0, failure=first, ran_s=2.5))
+    await kit.ok(engine, delivery, RetryAfter(delay_s=0.0, failure=first, ran_s=2.5))
     await kit.retry(engine, await kit.take_one(engine), error=second)
     attempts = (await engine.get(sent.id)).attempts
     assert [(each.epoch, each.outcome, each.failure) for each in attempts] == [(1, "retry", first), (2, "retry", second)]

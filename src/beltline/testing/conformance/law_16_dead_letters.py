@@ -5,7 +5,7 @@ import pytest
 from beltline.core.codec import pack
 from beltline.core.errors import BodyTooLarge, NotFound, QueueNotDeclared, Refused, ValueInvalid
 from beltline.core.names import QueueName, TaskName
-from beltline.core.outcome import Ack, Admission, DeadLetter
+from beltline.core.outcome import Ack, Admission, DeadLetter, Settled
 from beltline.core.views import MessageFilter
 from beltline.testing.conformance import kit
 from beltline.testing.conformance.harness import Full, Time
@@ -83,9 +83,9 @@ async def a_receipt_from_before_a_redrive_is_stale(engine: Full) -> None:
     delivery = await kit.take_one(engine)
     await kit.bury(engine, delivery)
     await engine.redrive(ALL_OF_WORK, limit=1)
-    assert await kit.settle(engine, delivery) is kit.Settled.LEASE_LOST
+    assert await kit.settle(engine, delivery) is Settled.LEASE_LOST
     await kit.take_one(engine)
-    assert await kit.settle(engine, delivery) is kit.Settled.LEASE_LOST
+    assert await kit.settle(engine, delivery) is Settled.LEASE_LOST
 
 
 async def a_redriven_message_can_be_sent_no_second_time(engine: Full) -> None:

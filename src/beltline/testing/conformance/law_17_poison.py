@@ -1,6 +1,6 @@
 """A message whose deliveries never answer is given up as poison after exactly max_deliveries of them; failed attempts and releases do not count towards it."""
 
-from beltline.core.outcome import DeadLetter
+from beltline.core.outcome import Ack, DeadLetter, Settled
 from beltline.core.policy import MAX_DELIVERIES, poison
 from beltline.core.views import MessageFilter
 from beltline.testing.conformance import kit
@@ -83,7 +83,7 @@ async def a_late_settle_of_poison_is_refused(engine: Full, time: Time) -> None:
     held = await kit.take_one(engine)
     time.advance(LEASE_S)
     assert await kit.take(engine) == []
-    assert await kit.settle(engine, held, kit.Ack(then=(kit.message(NEXT),))) is kit.Settled.LEASE_LOST
+    assert await kit.settle(engine, held, Ack(then=(kit.message(NEXT),))) is Settled.LEASE_LOST
     assert ((await engine.counts(WORK)).dead, await kit.ready(engine, NEXT)) == (1, 0)
 
 

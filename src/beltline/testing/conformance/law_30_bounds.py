@@ -6,7 +6,7 @@ import pytest
 
 from beltline.core.errors import ValueInvalid
 from beltline.core.limits import MAX_LEASE_S
-from beltline.core.outcome import Release, RetryAfter, Settlement
+from beltline.core.outcome import Ack, Release, RetryAfter, Settled, Settlement
 from beltline.core.views import MessageFilter
 from beltline.testing.conformance import kit
 from beltline.testing.conformance.harness import Full
@@ -38,7 +38,7 @@ async def one_receive_gives_a_message_once_even_with_a_lease_of_zero(engine: Ful
 async def a_renewal_to_zero_gives_the_message_back(engine: Full) -> None:
     await kit.send_one(engine)
     held = await kit.take_one(engine)
-    assert await engine.renew([held.receipt], lease_s=0.0) == [kit.Settled.DONE]
+    assert await engine.renew([held.receipt], lease_s=0.0) == [Settled.DONE]
     assert (await kit.take_one(engine)).lost == 1
 
 
@@ -67,7 +67,7 @@ async def impossible_delays_of_an_outcome_are_refused_and_nothing_is_written(eng
     for delay_s in (*IMPOSSIBLE, math.inf):
         for outcome in (RetryAfter(delay_s=delay_s, failure=kit.failure()), Release(delay_s=delay_s)):
             with pytest.raises(ValueInvalid):
-                await engine.settle([Settlement(first.receipt, kit.Ack()), Settlement(second.receipt, outcome)])
+                await engine.settle([Settlement(first.receipt, Ack()), Settlement(second.receipt, outcome)])
     assert (await engine.counts(WORK)).leased == 2
     await kit.ok(engine, first)
     await kit.ok(engine, second)

@@ -1,6 +1,6 @@
 """A purge ends everything in the queue that nobody holds, at once; what is leased is left to its holder, and what was purged cannot be settled any more."""
 
-from beltline.core.outcome import Admission, Settled
+from beltline.core.outcome import Ack, Admission, Settled
 from beltline.testing.conformance import kit
 from beltline.testing.conformance.harness import Full, Time
 from beltline.testing.conformance.kit import LEASE_S, NEXT, WORK
@@ -48,7 +48,7 @@ async def a_lease_that_was_over_is_purged_and_its_late_settle_refused(engine: Fu
     held = await kit.take_one(engine)
     time.advance(LEASE_S)
     assert await engine.purge(WORK) == 1
-    assert await kit.settle(engine, held, kit.Ack(then=(kit.message(NEXT),))) is Settled.LEASE_LOST
+    assert await kit.settle(engine, held, Ack(then=(kit.message(NEXT),))) is Settled.LEASE_LOST
     assert await engine.renew([held.receipt], lease_s=LEASE_S) == [Settled.LEASE_LOST]
     assert await kit.ready(engine, NEXT) == 0
     assert await kit.take(engine) == []

@@ -1,5 +1,7 @@
 """The counts of a queue are exact at every moment, and browsing finds every message once, whatever happens meanwhile."""
 
+from typing import Any
+
 import pytest
 
 from beltline.core.capabilities import Counting
@@ -119,7 +121,7 @@ async def filters_narrow_what_is_found(engine: Full, time: Time) -> None:
     now = await engine.now()
     delayed = (await kit.everything(engine, states=("delayed",)))[0].message
 
-    async def found(**where: object) -> list[str]:
+    async def found(**where: Any) -> list[str]:
         return [view.message.id for view in await kit.everything(engine, **where)]
 
     assert await found(error="app.Broken") == [dead.id]

@@ -4,6 +4,7 @@ import pytest
 
 from beltline.core.codec import pack
 from beltline.core.errors import NotFound
+from beltline.core.message import Message
 from beltline.core.names import RunId
 from beltline.core.outcome import Ack
 from beltline.core.views import MessageFilter
@@ -14,7 +15,7 @@ from beltline.testing.conformance.kit import LAST, LINE, NEVER_SENT, NEXT, WORK
 POWERS = ("Browse", "Results", "Control", "Runs")
 
 
-async def _entered(engine: Full) -> tuple[RunId, kit.Message]:
+async def _entered(engine: Full) -> tuple[RunId, Message]:
     [first] = await kit.send(engine, kit.placed())
     return kit.run_of(first), first
 
@@ -220,7 +221,7 @@ async def what_has_entered_is_conserved_at_every_step(engine: Full) -> None:
                 await engine.redrive(MessageFilter(run=view.id), limit=1)
         elif draw < 0.95:
             for view in await engine.runs(LINE, state="running", limit=1):
-                await engine.cancel_run(view.id)
+                await engine.cancel_run(RunId(view.id))
         else:
             await kit.finish(engine, LAST)
         counts = await engine.run_counts(LINE)

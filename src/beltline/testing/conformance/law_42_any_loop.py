@@ -80,7 +80,7 @@ async def a_forked_process_may_not_use_it(engine: Full) -> None:
 def _misuse(engine: Full) -> int:
     try:
         coroutine = engine.send([kit.message()])
-        coroutine.send(None)  # type: ignore[attr-defined]  # no loop: the refusal must come before anything is waited for
+        coroutine.send(None)  # no loop: the refusal must come before anything is waited for
     except HandleMisused:
         return 42
     except BaseException:  # noqa: BLE001 - the exit code is all that leaves this process

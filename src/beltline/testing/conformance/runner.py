@@ -111,7 +111,7 @@ def check_each(kind: type[Harness], *, only: tuple[str, ...] = ()) -> Iterator[t
                 error: BaseException | None = None
                 try:
                     run(law, test, kind(Path(folder)))
-                except Exception as caught:  # noqa: BLE001 - a law that does not hold fails in any way it likes
+                except (Exception, pytest.fail.Exception) as caught:  # noqa: BLE001 - a law that does not hold fails in any way it likes
                     error = caught
             yield f"{law.number} {name}", error
 

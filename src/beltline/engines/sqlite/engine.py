@@ -1,0 +1,358 @@
+"""SqliteEngine: the contract's verbs as operations for the writer thread and looks for the reader thread of one file.
+
+All engines of one process on one file share those two threads (`_Shared`, by real path, counted), so there is one writer per process; flock makes it one
+at a time per host. Usable from any event loop and thread. After a fork the child may not use it: SQLite's locks do not survive one.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from math import inf
+from pathlib import Path
+from typing import Any, TypeVar
+
+from beltline.core import limits
+from beltline.core.capabilities import Capabilities, Durability
+from beltline.core.clock import Clock
+from beltline.core.errors import BodyTooLarge, HandleMisused, NameInvalid
+from beltline.core.lifecycle import State
+from beltline.core.limits import MAX_BODY_BYTES, MAX_LEASE_S
+from beltline.core.message import Delivery, Gather, Message, Receipt
+from beltline.core.names import MessageId, QueueName, RunId, WorkerId
+from beltline.core.outcome import Release, Sent, Settled, Settlement
+from beltline.core.queues import Counts, QueueSpec
+from beltline.core.views import GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, WorkerView
+from beltline.engines.sqlite import browsing, control, place, settling, upkeep
+from beltline.engines.sqlite.ledger import Ledger
+from beltline.engines.sqlite.reader import Look, Reader
+from beltline.engines.sqlite.receiving import receive
+from beltline.engines.sqlite.sending import send
+from beltline.engines.sqlite.times import Ratchet, WallClock, ceil_ms
+from beltline.engines.sqlite.writer import Chore, Operation, Wait, Writer
+
+T = TypeVar("T")
+
+
+class _Shared:
+    """The threads of one file in this process, and how many engines use them."""
+
+    def __init__(self, path: Path, audited: bool) -> None:
+        self.writer = Writer(path, audited=audited)
+        self.reader = Reader(path)
+        self.writer.on_poison = self.reader.distrust
+        self.users = 0
+        self.writer.start()
+
+
+_lock = threading.Lock()
+_shared: dict[Path, _Shared] = {}
+_carried: list[object] = []  # in a forked child: the parent's handles, kept for ever, because closing one would drop the parent's locks
+_carried_paths: set[Path] = set()
+
+
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603 - the parent's lock may have been held by a thread that does not exist here
+    _lock = threading.Lock()
+    _carried.extend(_shared.values())
+    _carried_paths.update(_shared)
+    _shared.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class SqliteEngine:
+    """Queues in one file of this host: durable, exact, atomic hand-off. See docs/decisions and the modules of this package for how.
+
+    `durability` DISK: a send that returned survives a power cut; OS: a killed process; MEMORY: nothing is synced at all. `audit` writes every move into the
+    table `audit`, in the same transactions. Raises ValueInvalid.
+    """
+
+    name = "sqlite"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durability: Durability = Durability.DISK,
+        clock: Clock | None = None,
+        max_body: int = MAX_BODY_BYTES,
+        audit: bool = False,
+    ) -> None:
+        limits.integer("max_body", max_body, least=1, most=limits.MAX_BODY_CEILING)
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve would follow a link that may not exist yet
+        self.capabilities = Capabilities(
+            send_batch=inf, send_atomic=inf, receive_batch=inf, settle_atomic=inf, max_body=max_body, durability=Durability(durability)
+        )
+        self._max_body = max_body
+        self._audit = audit
+        self._clock = clock
+        self._time = Ratchet(clock or WallClock())
+        self._shared: _Shared | None = None
+        self._real: Path | None = None
+        self._closed = False
+        self._pid = os.getpid()
+        self._unsubscribe: Callable[[], None] | None = None
+
+    # ------------------------------------------------------------------------------------------------ open and close
+    async def open(self) -> None:
+        """Raises EngineUnavailable, EngineForeign, EngineTooNew, EngineUnsafe, HandleMisused."""
+        self._check_process()
+        if self._shared is not None:
+            return
+        place.check_library()
+        real = place.prepare(self.path)
+        if real in _carried_paths:
+            raise HandleMisused(
+                f"{real} was open in the parent when this process was forked.",
+                why="SQLite cannot be opened again here.",
+                help="Start processes with spawn or forkserver, or close the engine before the fork.",
+            )
+        with _lock:
+            if self._shared is not None:
+                return
+            shared = _shared.get(real)
+            if shared is None:
+                shared = _shared[real] = _Shared(real, self._audit)
+            shared.users += 1
+            self._shared, self._real = shared, real
+        level = self.capabilities.durability
+        try:
+            await self._chore(shared, lambda: shared.writer.open_at(level, self._time))
+        except BaseException:
+            await self._let_go()
+            raise
+        subscribe = getattr(self._clock, "subscribe", None)
+        if subscribe is not None:
+            self._unsubscribe = subscribe(shared.writer.look_again)
+
+    async def close(self) -> None:
+        self._check_process()
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        with _lock:
+            shared, self._shared = self._shared, None
+            if shared is None:
+                return
+            shared.users -= 1
+            last = shared.users == 0
+            if last and self._real is not None:
+                del _shared[self._real]
+        await self._chore(shared, lambda: self._leave(shared, last))
+
+    def _leave(self, shared: _Shared, last: bool) -> None:
+        shared.writer.end_waits(self)
+        if last:
+            shared.reader.stop()
+            shared.writer.shut()
+
+    async def _chore(self, shared: _Shared, do: Callable[[], None]) -> None:
+        chore = Chore(do)
+        shared.writer.submit(chore)
+        await chore.future
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise HandleMisused(
+                "A SQLite engine was carried over a fork.",
+                why="Its locks belong to the parent: using it here would damage the file.",
+                help="Make an engine in the child, and start processes with spawn or forkserver.",
+            )
+
+    def _in_use(self) -> _Shared:
+        shared = self._shared
+        if shared is None or os.getpid() != self._pid:
+            self._check_process()
+            raise HandleMisused("The SQLite engine is not open.", help="Call open() first, and nothing after close().")
+        return shared
+
+    async def _write(self, run: Callable[[Ledger], T], *, wait: Wait | None = None, undo: Callable[[Any], None] | None = None) -> T:
+        shared = self._in_use()
+        operation = Operation(run, self, self._time, wait=wait, undo=undo)
+        shared.writer.submit(operation)
+        value: T = await operation.future
+        return value
+
+    async def _read(self, run: Callable[[Ledger], T]) -> T:
+        shared = self._in_use()
+        look = Look(run, self._time)
+        shared.reader.submit(look)
+        value: T = await look.future
+        return value
+
+    # ---------------------------------------------------------------------------------------------------------- Engine
+    async def now(self) -> float:
+        self._in_use()
+        return await self._read(lambda tx: tx.now / 1000)
+
+    async def declare(self, specs: Sequence[QueueSpec]) -> None:
+        await self._write(lambda tx: control.declare(tx, specs))
+
+    async def send(self, messages: Sequence[Message], *, gathers: Sequence[Gather] = ()) -> list[Sent]:
+        for message in messages:
+            if len(message.body) > self._max_body:
+                raise BodyTooLarge(size_bytes=len(message.body), limit_bytes=self._max_body)
+            if len(message.id) != 32:
+                raise NameInvalid(kind="id", name=message.id)
+        shared = self._in_use()
+        operation = Operation(lambda tx: send(tx, messages, gathers), self, self._time, messages=None if gathers else messages)
+        shared.writer.submit(operation)
+        sent: list[Sent] = await operation.future
+        return sent
+
+    async def receive(
+        self, queues: Sequence[QueueName], *, limit: int, lease_s: float, wait_s: float = 0.0, worker: WorkerId = WorkerId("")
+    ) -> list[Delivery]:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        lease_ms = ceil_ms(limits.seconds("lease_s", lease_s, most=MAX_LEASE_S))
+        limits.seconds("wait_s", wait_s, most=MAX_LEASE_S)
+        queues = tuple(queues)
+        wait = Wait(wait_s, bool, queues=queues) if wait_s > 0 else None
+        return await self._write(lambda tx: receive(tx, queues, limit, lease_ms, worker), wait=wait, undo=self._give_back)
+
+    def _give_back(self, deliveries: list[Delivery]) -> None:
+        """Whoever asked for them was cancelled while they were being leased: nobody will ever hold them."""
+        shared = self._shared
+        if shared is not None and deliveries:
+            back = [Settlement(delivery.receipt, Release()) for delivery in deliveries]
+            shared.writer.submit(Operation.unanswered(lambda tx: settling.settle(tx, back), self, self._time))
+
+    async def renew(self, receipts: Sequence[Receipt], *, lease_s: float) -> list[Settled]:
+        lease_ms = ceil_ms(limits.seconds("lease_s", lease_s, most=MAX_LEASE_S))
+        return await self._write(lambda tx: settling.renew(tx, receipts, lease_ms))
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        return await self._write(lambda tx: settling.settle(tx, settlements))
+
+    async def counts(self, queue: QueueName) -> Counts:
+        return await self._read(lambda tx: browsing.counts(tx, queue))
+
+    async def purge(self, queue: QueueName) -> int:
+        before = await self._write(lambda tx: (tx.queue(queue), tx.next_seq)[1])
+        total, more = 0, True
+        while more:
+            count, more = await self._write(lambda tx: control.purge(tx, queue, before))
+            total += count
+        return total
+
+    # ---------------------------------------------------------------------------------------------------------- Browse
+    async def queues(self) -> list[QueueSpec]:
+        return await self._read(browsing.queues)
+
+    async def get(self, id: MessageId) -> MessageView:
+        return await self._read(lambda tx: browsing.get(tx, id))
+
+    async def browse(self, where: MessageFilter, *, limit: int = 100, cursor: str = "") -> Page:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        return await self._read(lambda tx: browsing.browse(tx, where, limit, cursor))
+
+    # --------------------------------------------------------------------------------------------------------- Results
+    async def results(self, ids: Sequence[str]) -> list[ResultView | None]:
+        return await self._read(lambda tx: browsing.results(tx, ids))
+
+    async def await_results(self, ids: Sequence[str], *, wait_s: float) -> list[ResultView | None]:
+        limits.seconds("wait_s", wait_s, most=MAX_LEASE_S)
+
+        def enough(views: list[ResultView | None]) -> bool:
+            return any(view is None or view.state in ("done", "dead") for view in views)
+
+        ids = tuple(ids)
+        if not ids:
+            return []
+        return await self._write(lambda tx: browsing.results(tx, ids), wait=Wait(wait_s, enough, ids=ids))
+
+    async def progress(self, notes: Sequence[tuple[Receipt, bytes]]) -> list[Settled]:
+        return await self._write(lambda tx: settling.progress(tx, notes))
+
+    # --------------------------------------------------------------------------------------------------------- Control
+    async def pause(self, queue: QueueName) -> None:
+        await self._write(lambda tx: control.pause(tx, queue, True))
+
+    async def resume(self, queue: QueueName) -> None:
+        await self._write(lambda tx: control.pause(tx, queue, False))
+
+    async def cancel(self, ids: Sequence[MessageId], *, reason: str = "") -> list[State | None]:
+        return await self._write(lambda tx: control.cancel(tx, ids, reason))
+
+    async def cancel_asked(self, receipts: Sequence[Receipt]) -> list[Receipt]:
+        return await self._read(lambda tx: settling.cancel_asked(tx, receipts))
+
+    async def hurry(self, ids: Sequence[MessageId]) -> int:
+        return await self._write(lambda tx: control.hurry(tx, ids))
+
+    async def redrive(self, where: MessageFilter, *, limit: int, queue: QueueName | None = None) -> list[MessageId]:
+        _some_condition(where)
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        ids: list[MessageId] = []
+        after = 0
+        while len(ids) < limit:
+            piece, start = min(limit - len(ids), control.PIECE), after
+            moved, after = await self._write(lambda tx, piece=piece, start=start: control.redrive(tx, where, piece, queue, start))
+            ids += moved
+            if not after:
+                break
+        return ids
+
+    async def edit(self, id: MessageId, *, body: bytes) -> None:
+        await self._write(lambda tx: control.edit(tx, id, body, self._max_body))
+
+    async def delete(self, where: MessageFilter, *, limit: int) -> int:
+        _some_condition(where)
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        total = 0
+        while total < limit:
+            piece = min(limit - total, control.PIECE)
+            count = await self._write(lambda tx, piece=piece: control.delete(tx, where, piece))
+            total += count
+            if count < piece:
+                break
+        return total
+
+    # ------------------------------------------------------------------------------------------------------------ Runs
+    async def run(self, id: RunId) -> RunView:
+        return await self._read(lambda tx: browsing.run(tx, id))
+
+    async def runs(self, chain: str, *, state: str = "", limit: int = 100, cursor: str = "") -> list[RunView]:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        return await self._read(lambda tx: browsing.runs(tx, chain, state, limit, cursor))
+
+    async def run_counts(self, chain: str) -> RunCounts:
+        return await self._read(lambda tx: browsing.run_counts(tx, chain))
+
+    async def gathers(self, run: RunId) -> list[GatherView]:
+        return await self._read(lambda tx: browsing.gathers(tx, run))
+
+    async def cancel_run(self, id: RunId, *, reason: str = "") -> RunView:
+        await self._write(lambda tx: control.cancel_run(tx, id, reason))
+        return await self.run(id)
+
+    # ----------------------------------------------------------------------------------------------------------- Fleet
+    async def beat(self, worker: WorkerView) -> None:
+        await self._write(lambda tx: browsing.beat(tx, worker))
+
+    async def forget(self, worker: WorkerId) -> None:
+        await self._write(lambda tx: browsing.forget(tx, worker))
+
+    async def workers(self) -> list[WorkerView]:
+        return await self._read(browsing.workers)
+
+    # ---------------------------------------------------------------------------------------------------------- Upkeep
+    async def sweep(self) -> int:
+        return await self._write(upkeep.sweep)
+
+    async def retain(self, *, history_s: float, limit: int = 5000) -> int:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        history_ms = ceil_ms(min(limits.seconds("history_s", history_s), 1e12))
+        return await self._write(lambda tx: upkeep.retain(tx, history_ms, limit))
+
+
+def _some_condition(where: MessageFilter) -> None:
+    if where.empty:
+        from beltline.core.errors import ValueInvalid
+
+        raise ValueInvalid(name="where", value=where, allowed="at least one condition (a queue, a task, ids, …)")

@@ -1,0 +1,93 @@
+"""What the writer must know of a message to end it or to send it back: its row without body, read by id or place."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import apsw
+
+from beltline.core.message import Part, Place
+from beltline.core.names import MessageId
+from beltline.engines.sqlite.ledger import Ledger
+from beltline.engines.sqlite.rows import key_of, place_of, priority_of
+
+COLUMNS = "seq, id, queue, state, epoch, due, rank, failed, lost, started, worker, group_key, run, why, head"
+
+
+class Fact:
+    """One row as it was read; whoever changes the row changes `state` here too."""
+
+    __slots__ = (
+        "_place",
+        "due",
+        "epoch",
+        "failed",
+        "group",
+        "head",
+        "key",
+        "lost",
+        "queue",
+        "rank",
+        "run",
+        "seq",
+        "started",
+        "state",
+        "why",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        seq: int,
+        key: bytes,
+        queue: int,
+        state: int,
+        epoch: int,
+        due: int,
+        rank: int,
+        failed: int,
+        lost: int,
+        started: int | None,
+        worker: int | None,
+        group: str | None,
+        run: int | None,
+        why: str | None,
+        head: bytes | None,
+    ) -> None:
+        self.seq, self.key, self.queue, self.state, self.epoch, self.due, self.rank = seq, key, queue, state, epoch, due, rank
+        self.failed, self.lost, self.started, self.worker, self.group, self.run, self.why = failed, lost, started, worker, group, run, why
+        self.head = head
+        self._place: Place | None = None
+
+    @property
+    def id(self) -> MessageId:
+        return MessageId(self.key.hex())
+
+    @property
+    def priority(self) -> int:
+        return priority_of(self.head)
+
+    @property
+    def place(self) -> Place | None:
+        if self.run is not None and self._place is None:
+            self._place = place_of(self.head)
+        return self._place
+
+    @property
+    def part(self) -> Part | None:
+        """Its answer is awaited by this gather (the innermost one)."""
+        place = self.place
+        return place.parts[-1] if place is not None and place.parts else None
+
+
+def by_id(tx: Ledger, ids: Sequence[str]) -> dict[str, Fact]:
+    """The messages of these ids, as far as they are known."""
+    keys = tuple(key for id in ids if (key := key_of(id)) is not None)
+    if not keys:
+        return {}
+    rows = tx.sql(f"SELECT {COLUMNS} FROM message WHERE state <> 5 AND id IN (SELECT value FROM carray(?))", (apsw.carray(keys),)).fetchall()
+    return {row[1].hex(): Fact(*row) for row in rows}
+
+
+def select(tx: Ledger, where: str, bindings: Iterable[Any]) -> list[Fact]:
+    """All rows `where` (SQL of this package, never a user's) finds, read before anything is changed."""
+    return [Fact(*row) for row in tx.sql(f"SELECT {COLUMNS} FROM message {where}", tuple(bindings)).fetchall()]

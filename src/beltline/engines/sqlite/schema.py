@@ -1,0 +1,115 @@
+"""The tables, and how an older file becomes a newer one.
+
+    message   one row per message for its whole life: a change of state is an UPDATE in place, an ended message stays as the memory of its id
+    bulk      bodies and results above INLINE_BYTES, so that a change of state does not rewrite them (n = 2 * seq for a body, + 1 for a result)
+    queue     declaration and pause flag          tally    its counters, and `clock`, the ratchet: the newest time this queue was changed at
+    attempt   what a delivery ended with, other than plain success (which stands in the message row)
+    run, run_tally, gather, gather_part           asked    cancellations that a worker has not carried out yet
+    name      tasks, chains and workers as small numbers
+    dedup, worker, progress, audit, meta
+
+Numbers  instants are whole milliseconds since 1970 (a float of seconds has no exact milliseconds, and six bytes are fewer than eight).
+Indexes  each state that is searched has its own partial index, so that a hot query reads only rows it wants and never sorts.
+Upgrade  MIGRATIONS, in order, each once, in one exclusive transaction. The name says the phase: an *expand* step leaves older readers working,
+         a *contract* step raises `min_reader`, and a reader below it refuses the file (EngineTooNew).
+"""
+
+import apsw
+
+from beltline.core.errors import EngineForeign, EngineTooNew
+
+APPLICATION_ID = 0x424C5431  # "BLT1"; at byte 68 of the file
+INLINE_BYTES = 1500  # measured in docs/decisions/0002: above it, rewriting the row costs more than a second row
+
+_TABLES = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE name(n INTEGER PRIMARY KEY, kind INTEGER NOT NULL, text TEXT NOT NULL, UNIQUE(kind, text));
+CREATE TABLE queue(n INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, spec BLOB NOT NULL, paused INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE tally(queue INTEGER PRIMARY KEY, ready INTEGER NOT NULL, delayed INTEGER NOT NULL, leased INTEGER NOT NULL, dead INTEGER NOT NULL,
+  done INTEGER NOT NULL, parked INTEGER NOT NULL, clock INTEGER NOT NULL);
+CREATE TABLE message(
+  seq INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE,
+  state INTEGER NOT NULL, blocked INTEGER NOT NULL, epoch INTEGER NOT NULL,
+  due INTEGER NOT NULL,         -- delayed: ready at; ready: ready since; leased: lease until; done, dead: ended at
+  queue INTEGER NOT NULL, task INTEGER NOT NULL, rank INTEGER NOT NULL, failed INTEGER NOT NULL, lost INTEGER NOT NULL, sent INTEGER NOT NULL,
+  group_key TEXT, run INTEGER,
+  expires INTEGER,              -- only until the first hand-out
+  started INTEGER, worker INTEGER, ran REAL,
+  outcome INTEGER,              -- of done: 1 succeeded, 2 cancelled, 3 expired
+  result BLOB, result_until INTEGER, why TEXT, error TEXT,
+  head BLOB,                    -- MessagePack of the envelope fields that are no columns; NULL: all defaults
+  body BLOB);                   -- NULL: in bulk
+CREATE INDEX message_ready ON message(queue, blocked, rank) WHERE state = 1;
+CREATE INDEX message_leased ON message(queue, due) WHERE state = 2;
+CREATE INDEX message_delayed ON message(queue, due) WHERE state = 0;
+CREATE INDEX message_dead ON message(queue) WHERE state = 4;
+CREATE INDEX message_done ON message(due) WHERE state = 3;
+CREATE INDEX message_forgotten ON message(due) WHERE state = 5;
+CREATE INDEX message_expires ON message(queue, expires) WHERE expires IS NOT NULL;
+CREATE INDEX message_lane ON message(queue, group_key, blocked) WHERE group_key IS NOT NULL AND state <= 2;
+CREATE INDEX message_lane_dead ON message(queue, group_key) WHERE group_key IS NOT NULL AND state = 4;
+CREATE INDEX message_run ON message(run) WHERE run IS NOT NULL;
+CREATE TABLE bulk(n INTEGER PRIMARY KEY, data BLOB NOT NULL, until INTEGER);
+CREATE INDEX bulk_until ON bulk(until) WHERE until IS NOT NULL;
+CREATE TABLE attempt(n INTEGER PRIMARY KEY, seq INTEGER NOT NULL, epoch INTEGER NOT NULL, outcome TEXT NOT NULL, worker INTEGER, started INTEGER,
+  ended INTEGER NOT NULL, ran REAL NOT NULL, note TEXT NOT NULL, failure BLOB);
+CREATE INDEX attempt_seq ON attempt(seq);
+CREATE TABLE dedup(queue INTEGER NOT NULL, key TEXT NOT NULL, id BLOB NOT NULL, until INTEGER NOT NULL, PRIMARY KEY(queue, key)) WITHOUT ROWID;
+CREATE INDEX dedup_until ON dedup(until);
+CREATE TABLE asked(seq INTEGER PRIMARY KEY, reason TEXT NOT NULL);
+CREATE TABLE progress(seq INTEGER PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE run(n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, chain INTEGER NOT NULL, state INTEGER NOT NULL, open INTEGER NOT NULL,
+  dead INTEGER NOT NULL, entered INTEGER NOT NULL, ended INTEGER NOT NULL, result BLOB, result_until INTEGER, why TEXT, failure BLOB);
+CREATE INDEX run_chain ON run(chain, id);
+CREATE INDEX run_ended ON run(ended) WHERE ended > 0;
+CREATE TABLE run_tally(chain INTEGER NOT NULL, state INTEGER NOT NULL, count INTEGER NOT NULL, PRIMARY KEY(chain, state)) WITHOUT ROWID;
+CREATE TABLE gather(n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, run INTEGER NOT NULL, expected INTEGER NOT NULL, missing INTEGER NOT NULL,
+  dead INTEGER NOT NULL, fired INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE INDEX gather_run ON gather(run);
+CREATE TABLE gather_part(gather INTEGER NOT NULL, part INTEGER NOT NULL, dead INTEGER NOT NULL, value BLOB, PRIMARY KEY(gather, part)) WITHOUT ROWID;
+CREATE TABLE worker(id TEXT PRIMARY KEY, seen INTEGER NOT NULL, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE audit(n INTEGER PRIMARY KEY, at INTEGER NOT NULL, move TEXT NOT NULL, id BLOB NOT NULL, queue INTEGER NOT NULL, epoch INTEGER NOT NULL,
+  run INTEGER);
+"""
+
+# (name, SQL, min_reader after it). Append only; the number of a step is its place from 1 and becomes PRAGMA user_version.
+MIGRATIONS: tuple[tuple[str, str, int], ...] = (("0001_expand_first_tables", _TABLES, 1),)
+SCHEMA = len(MIGRATIONS)
+
+
+def check_version(db: apsw.Connection, path: str) -> None:
+    """Raises EngineForeign (not ours), EngineTooNew (its min_reader is above our schema)."""
+    if db.execute("PRAGMA application_id").get != APPLICATION_ID:
+        raise EngineForeign(
+            f"{path} is a SQLite database of another program.", why="Nothing in it was changed.", help="Give Beltline a path of its own."
+        )
+    if db.execute("PRAGMA user_version").get > SCHEMA:
+        needed = db.execute("SELECT value FROM meta WHERE key = 'min_reader'").get
+        if needed is None or needed > SCHEMA:
+            raise EngineTooNew(
+                f"{path} was written by a newer Beltline (schema {needed}; this one reads up to {SCHEMA}).",
+                why="Nothing in it was changed.",
+                help="Upgrade this installation: pip install --upgrade beltline",
+            )
+
+
+def migrate(db: apsw.Connection) -> list[str]:
+    """Bring the file to our schema in one transaction. Returns the names of the steps taken. The caller holds the lock of the file."""
+    if db.execute("PRAGMA user_version").get >= SCHEMA:
+        return []
+    taken = []
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        have = db.execute("PRAGMA user_version").get
+        for number, (name, sql, min_reader) in enumerate(MIGRATIONS[have:], have + 1):
+            db.execute(sql)
+            db.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('min_reader', ?), ('schema', ?)", (min_reader, number))
+            taken.append(name)
+        db.execute("INSERT OR IGNORE INTO meta(key, value) VALUES('declared', 0), ('hand_outs', 0), ('next_seq', 1)")
+        db.execute(f"PRAGMA user_version = {SCHEMA}")
+        db.execute("COMMIT")
+    except BaseException:
+        if not db.getautocommit():
+            db.execute("ROLLBACK")
+        raise
+    return taken

@@ -1,0 +1,221 @@
+"""New messages become rows: what a send, a hand-off and a gather that fires have in common.
+
+First everything is looked at (queues, known ids, dedup keys, bounds), then everything is written: a refused batch leaves nothing behind. Plain messages
+(nothing but id, queue, task and a small body) go in with one prepared statement and without a look at the ids: the number of rows changed tells whether
+one was there before.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import apsw
+
+from beltline.core import limits
+from beltline.core.errors import QueueFull, ValueInvalid
+from beltline.core.lifecycle import State
+from beltline.core.message import Gather, Message
+from beltline.core.names import MessageId
+from beltline.core.outcome import Admission, Sent
+from beltline.engines.sqlite.lanes import held
+from beltline.engines.sqlite.ledger import Ledger, Queue
+from beltline.engines.sqlite.rows import PLAIN, encode_head, fields
+from beltline.engines.sqlite.schema import INLINE_BYTES
+from beltline.engines.sqlite.times import ceil_ms
+
+_FOREVER_S = 1e12  # a float of seconds beyond it is no date; whole milliseconds of it still fit 64 bits
+Row = tuple[Any, ...]  # the fields of a Message, in order
+# One statement for any number of plain messages of one queue and task: each value is the id (16 bytes) and the body behind it; rowid counts them from 1.
+PACKED = """INSERT INTO message(seq, id, state, blocked, epoch, due, queue, task, rank, failed, lost, sent, body)
+  SELECT ?1 + c.rowid, substr(c.value, 1, 16), 1, 0, 0, ?2, ?3, ?4, ?2, 0, 0, ?2, substr(c.value, 17) FROM carray(?5) AS c WHERE 1
+  ON CONFLICT(id) DO NOTHING"""
+PLAIN_EACH = """INSERT INTO message(seq, id, state, blocked, epoch, due, queue, task, rank, failed, lost, sent, body)
+  VALUES(?1, ?2, 1, 0, 0, ?3, ?4, ?5, ?3, 0, 0, ?3, ?6) ON CONFLICT(id) DO NOTHING"""
+_FULL_SQL = """INSERT INTO message(seq, id, state, blocked, epoch, due, queue, task, rank, failed, lost, sent, group_key, run, expires, head, body)
+  VALUES(?, ?, ?, ?, 0, ?, ?, ?, ?, 0, 0, ?, ?, ?, ?, ?, ?)"""
+
+
+def check(tx: Ledger, messages: Sequence[Message], gathers: Sequence[Gather]) -> None:
+    """Whatever can be refused of them is refused here, before anything is written. Raises QueueNotDeclared, ValueInvalid."""
+    followers = [gather.then for gather in gathers if gather.then is not None]
+    for message in (*messages, *followers) if followers else messages:
+        tx.queue(message.queue)
+        if message.delay_s or message.ready_at is not None:
+            limits.seconds("delay_s", message.delay_s, most=limits.MAX_DELAY_S)
+            if message.ready_at is not None and not math.isfinite(message.ready_at):
+                raise ValueInvalid(name="ready_at", value=message.ready_at, allowed="seconds since 1970")
+        if message.dedup_key is not None:
+            limits.seconds("dedup_window_s", message.dedup_window_s, most=limits.MAX_DEDUP_WINDOW_S)
+        if message.expires_s is not None:
+            limits.seconds("expires_s", message.expires_s)
+
+
+def store(tx: Ledger, messages: Sequence[Message], *, bounded: bool = False) -> list[Sent]:
+    """Write them, in this order. Raises QueueNotDeclared; QueueFull only if `bounded` (a hand-off never is)."""
+    if not messages:
+        return []
+    rows = list(map(fields, messages))
+    return _try_plain(tx, rows, bounded) or _store_each(tx, messages, rows, bounded)
+
+
+def store_together(tx: Ledger, messages: Sequence[Message]) -> list[Sent] | None:
+    """Several sends as one, if all is plain and no bound is near: then the answers. None: nothing was written, run them one by one."""
+    rows = list(map(fields, messages))
+    return _try_plain(tx, rows, True) if all(row[1] in tx.by_name for row in rows) else None
+
+
+def _try_plain(tx: Ledger, rows: list[Row], bounded: bool) -> list[Sent] | None:
+    for row in rows:
+        if row[4:] != PLAIN or len(row[3]) > INLINE_BYTES:
+            return None
+    counts = Counter(map(itemgetter(1), rows))
+    if bounded:
+        for name, count in counts.items():
+            if _overflows(tx, tx.queue(name), count):
+                return None
+    return _store_plain(tx, rows, counts)
+
+
+def _store_plain(tx: Ledger, rows: list[Row], counts: "Counter[str]") -> list[Sent]:
+    places = {name: tx.queue(name) for name in counts}
+    runs = [(name, task, list(run)) for (name, task), run in groupby(rows, itemgetter(1, 2))]
+    tasks = {task: tx.task(task) for _, task, _ in runs}
+    seq, before = tx.next_seq, tx.db.total_changes()
+    tx.next_seq += len(rows)
+    if len(runs) * 8 <= len(rows) + 7:
+        first = seq
+        for name, task, run in runs:
+            values = apsw.carray(tuple([bytes.fromhex(row[0]) + row[3] for row in run]))
+            tx.sql(PACKED, (first - 1, tx.now, places[name].n, tasks[task], values))
+            first += len(run)
+    else:
+        now = tx.now
+        tx.many(PLAIN_EACH, [(seq + i, bytes.fromhex(row[0]), now, places[row[1]].n, tasks[row[2]], row[3]) for i, row in enumerate(rows)])
+    if tx.db.total_changes() - before == len(rows):
+        answers = [Sent(row[0]) for row in rows]
+    else:
+        stored = {place for (place,) in tx.sql("SELECT seq FROM message WHERE seq >= ?", (seq,))}
+        answers = [Sent(row[0], Admission.STORED if place in stored else Admission.SAME_ID) for place, row in enumerate(rows, seq)]
+        counts = Counter(row[1] for row, answer in zip(rows, answers, strict=True) if answer.new)
+    for name, count in counts.items():
+        tx.tally(places[name].n).add(State.READY, count)
+        tx.woken.add(places[name].n)
+    if tx.audited:
+        for row, answer in zip(rows, answers, strict=True):
+            if answer.new:
+                tx.note("send", bytes.fromhex(row[0]), places[row[1]].n, 0, None)
+    return answers
+
+
+def _overflows(tx: Ledger, queue: Queue, count: int) -> bool:
+    if queue.spec.max_backlog == math.inf:
+        return False
+    tally = tx.tally(queue.n)
+    return tally.ready + tally.delayed + tally.leased + count > queue.spec.max_backlog
+
+
+def _admit(tx: Ledger, rows: list[Row], bounded: bool) -> list[Sent]:
+    """Who is new? Reads only. A hand-off is known by its id alone: dropping a part because of its key would leave its gather waiting for ever."""
+    keys = tuple(bytes.fromhex(row[0]) for row in rows)
+    known = {row[0].hex() for row in tx.sql("SELECT id FROM message WHERE id IN (SELECT value FROM carray(?))", (apsw.carray(keys),))}
+    promised: dict[tuple[str, str], str] = {}
+    new: dict[str, int] = {}
+    answers = []
+    for row in rows:
+        id, name = row[0], row[1]
+        dedup_key = row[9] if bounded and row[10] > 0 else None
+        queue = tx.queue(name)
+        if id in known:
+            answers.append(Sent(MessageId(id), Admission.SAME_ID))
+            continue
+        if dedup_key is not None:
+            first = promised.get((name, dedup_key))
+            if first is None:
+                found = tx.sql("SELECT id FROM dedup WHERE queue = ? AND key = ? AND until > ?", (queue.n, dedup_key, tx.now)).get
+                first = None if found is None else found.hex()
+            if first is not None:
+                answers.append(Sent(MessageId(first), Admission.DEDUPLICATED))
+                continue
+            promised[name, dedup_key] = id
+        known.add(id)
+        new[name] = new.get(name, 0) + 1
+        answers.append(Sent(MessageId(id)))
+    if bounded:
+        for name, count in new.items():
+            queue = tx.queue(name)
+            if _overflows(tx, queue, count):
+                raise QueueFull(queue=name, bound=int(queue.spec.max_backlog))
+    return answers
+
+
+def _store_each(tx: Ledger, messages: Sequence[Message], rows: list[Row], bounded: bool) -> list[Sent]:
+    if bounded:
+        check(tx, messages, ())
+    answers = _admit(tx, rows, bounded)
+    now = tx.now
+    tx.runbook.fetch_ids(message.place.run for message in messages if message.place is not None)
+    lanes: set[tuple[int, str]] = set()
+    inserts, large, keys = [], [], []
+    for message, row, answer in zip(messages, rows, answers, strict=True):
+        if answer.admission is not Admission.STORED:
+            continue
+        queue = tx.by_name[row[1]]
+        key = bytes.fromhex(row[0])
+        head = row[4:]
+        place, run, blocked, state, due = message.place, None, False, State.READY, now
+        if message.ready_at is not None:
+            due = max(now, ceil_ms(min(message.ready_at, _FOREVER_S)))
+        elif message.delay_s:
+            due = now + ceil_ms(message.delay_s)
+        if due > now:
+            state = State.DELAYED
+        if message.group is not None:
+            lane = (queue.n, message.group)
+            blocked = lane in lanes or held(tx, queue, message.group)
+            lanes.add(lane)
+        if place is not None:
+            run = tx.runbook.stored(place.run, place.chain)
+        if message.dedup_key is not None and bounded:
+            keys.append((queue.n, message.dedup_key, key, now + ceil_ms(message.dedup_window_s)))
+        expires = None if message.expires_s is None else now + ceil_ms(min(message.expires_s, _FOREVER_S))
+        body: bytes | None = message.body
+        if len(message.body) > INLINE_BYTES:
+            large.append((tx.next_seq * 2, body))
+            body = None
+        inserts.append(
+            (
+                tx.next_seq,
+                key,
+                int(state),
+                blocked,
+                due,
+                queue.n,
+                tx.task(row[2]),
+                rank_ms(queue, due, message.priority),
+                now,
+                message.group,
+                run,
+                expires,
+                None if head == PLAIN else encode_head(head),
+                body,
+            )
+        )
+        tx.next_seq += 1
+        tx.tally(queue.n).add(state, 1)
+        tx.woken.add(queue.n)
+        if tx.audited:
+            tx.note("send", key, queue.n, 0, run)
+    tx.many(_FULL_SQL, inserts)
+    if large:
+        tx.many("INSERT OR REPLACE INTO bulk(n, data) VALUES(?, ?)", large)
+    if keys:
+        tx.many("INSERT OR REPLACE INTO dedup(queue, key, id, until) VALUES(?, ?, ?, ?)", keys)
+    return answers
+
+
+def rank_ms(queue: Queue, ready: int, priority: int) -> int:
+    """core.queues.rank in whole milliseconds."""
+    return ready - priority * queue.ageing_ms
