@@ -1,0 +1,83 @@
+"""Who is to blame when a runner has ended, and how each of its deliveries ends. Read from the marks the dead runner left behind.
+
+it died by itself, one delivery ran      that one is to blame: it never answered (`lost` + 1), poison beyond max_deliveries
+it died by itself, several ran           each is a suspect: `lost` + 1, and whoever receives it next runs it alone, where the innocent
+                                         succeed and the culprit dies without company. A suspect is never given up here.
+we killed it for a delivery              that delivery ends by what it was asked to stop for (a timeout is a failed attempt); who ran beside it is
+                                         released without an attempt
+it had ended, unreported                 released without an attempt: nobody knows its outcome, and it killed nobody
+it had not started                       still leased and untouched: dealt to another runner
+"""
+
+from dataclasses import dataclass, field
+from random import random
+
+from beltline.core.message import Delivery
+from beltline.core.outcome import Ack, Cause, Ended, Failure, Outcome, Release, RetryAfter
+from beltline.core.policy import Raised, RunnerDied, TaskPolicy, decide
+from beltline.worker.children import Child, ChildLane
+from beltline.worker.failures import TIMEOUT_LINEAGE, timed_out
+from beltline.worker.frames import CANCELLED, TIMEOUT
+
+
+@dataclass
+class Verdict:
+    """`blamed`, `suspects`, `beside`, `unreported` ran or had run; `culprits` with why they were asked to stop; `unstarted` with their lane."""
+
+    blamed: list[Delivery] = field(default_factory=list)
+    suspects: list[Delivery] = field(default_factory=list)
+    culprits: list[tuple[Delivery, str]] = field(default_factory=list)
+    beside: list[Delivery] = field(default_factory=list)
+    unreported: list[Delivery] = field(default_factory=list)
+    unstarted: list[tuple[ChildLane, Delivery]] = field(default_factory=list)
+
+
+def judge(child: Child) -> Verdict:
+    """Every delivery the child still holds, in exactly one list."""
+    verdict = Verdict()
+    running = child.started()
+    ran: list[Delivery] = []
+    for lane in child.lanes:
+        last = child.marks.last_started(lane.first_slot, lane.slots)
+        for serial, delivery in lane.held.items():
+            if serial in running and serial in child.culprits:
+                verdict.culprits.append((delivery, child.halted.get(serial, TIMEOUT)))
+            elif serial in running:
+                ran.append(delivery)
+            elif serial <= last:
+                verdict.unreported.append(delivery)
+            else:
+                verdict.unstarted.append((lane, delivery))
+    if child.doomed:
+        verdict.beside = ran
+    elif len(ran) == 1:
+        verdict.blamed = ran
+    else:
+        verdict.suspects = ran
+    return verdict
+
+
+def died(delivery: Delivery, policy: TaskPolicy, how: str, ran_s: float = 0.0) -> Outcome:
+    """The outcome for the one to blame."""
+    report = RunnerDied(Failure(Cause.CRASH, "RunnerDied", f"Its runner died while it ran: {how}."))
+    return decide(report, policy, delivery.message.retry, failed=delivery.failed, lost=delivery.lost, draw=0.0, ran_s=ran_s)
+
+
+def suspected(delivery: Delivery, policy: TaskPolicy, how: str, number: int) -> Outcome:
+    """The outcome for one of several. Where one unanswered delivery would already be the last, it is released: it may well be innocent."""
+    text = f"Its runner died while it and {number - 1} more ran: {how}. It is tried again alone."
+    if delivery.lost + 1 >= policy.max_deliveries:
+        return Release(why=text)
+    return RetryAfter(delay_s=0.0, failure=Failure(Cause.CRASH, "RunnerDied", text), lost=True)
+
+
+def stopped_by_force(delivery: Delivery, policy: TaskPolicy, why: str) -> Outcome:
+    """The outcome for one that was asked to stop, did not, and was killed with its runner."""
+    if why == TIMEOUT:
+        timeout_s = delivery.message.timeout_s or policy.timeout_s
+        report = Raised(timed_out(timeout_s, "it did not stop when it was asked to, so its runner was killed"), TIMEOUT_LINEAGE)
+        draw = random()  # noqa: S311  # the jitter of a delay
+        return decide(report, policy, delivery.message.retry, failed=delivery.failed, lost=delivery.lost, draw=draw, ran_s=timeout_s)
+    if why == CANCELLED:
+        return Ack(ended=Ended.CANCELLED, note="cancelled on request; it did not stop, so its runner was killed")
+    return Release(why=why)

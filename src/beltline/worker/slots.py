@@ -1,0 +1,386 @@
+"""Slots: the units of a runner's concurrency. A lane is a queue's slots in this runner, with what has been dealt to them.
+
+A slot is one long-lived coroutine and, once it has met a task from a plain `def`, one long-lived thread beside it. Exactly one of the two holds the
+slot's baton: the coroutine takes a delivery, runs it if the task is async, and hands the baton to the thread if it is not. The thread then goes
+through the lane by itself, without a hop per message, until the lane is empty or the next delivery is for the coroutine.
+
+Halt    coroutine: its asyncio task is cancelled. Thread: `current().stop_asked` becomes true and Halted is raised in it at its next bytecode; a call
+        that never returns to Python does not notice, and the supervisor kills the runner.
+Context every delivery runs in its own copy of the context: what a task leaves in a context variable, the next one does not see.
+"""
+
+import asyncio
+import ctypes
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context, copy_context
+from functools import partial
+from queue import SimpleQueue
+from time import monotonic
+from typing import Any, Protocol
+
+from beltline.context import Current, enter
+from beltline.core.asks import Ask
+from beltline.core.errors import InvalidArguments, MessageInvalid
+from beltline.core.message import Delivery
+from beltline.core.outcome import Outcome, Release, Settlement
+from beltline.worker.conduct import Conduct, parked
+from beltline.worker.frames import DRAINED
+from beltline.worker.marks import Marks
+
+Item = tuple[int, Delivery]  # serial, delivery
+FAST_S = 0.001  # before a task that is usually slower than this starts, finished outcomes are sent off
+
+
+class Halted(BaseException):  # not an Exception: `except Exception` in a task must not stop the stop
+    """Raised inside a task's thread to stop it."""
+
+
+class House(Protocol):
+    """What slots need of their runner."""
+
+    worker: str
+    marks: Marks
+    loop: asyncio.AbstractEventLoop
+
+    conducts: dict[str, Conduct]
+
+    def conduct(self, delivery: Delivery) -> Conduct | None: ...
+
+    def note(self, delivery: Delivery, value: bytes) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+class Lane:
+    """`ended` is a deque, because threads append to it while the loop takes from it."""
+
+    def __init__(self, house: House, index: int, queue: str, first_slot: int, slots: int) -> None:
+        self.house = house
+        self.index = index
+        self.queue = queue
+        self.pending: deque[Item] = deque()
+        self.ended: deque[tuple[int, Settlement, float]] = deque()
+        self.idle: deque[asyncio.Future[None]] = deque()
+        self.waking = False
+        self.slots = [Slot(self, first_slot + number) for number in range(slots)]
+        self._flush_asked = False
+
+    def deal(self, first: int, deliveries: list[Delivery]) -> None:
+        self.pending.extend(enumerate(deliveries, first))
+        self.wake_one()
+
+    def wake_one(self) -> None:
+        """One is enough: who starts a delivery and leaves others behind wakes the next."""
+        while self.idle:
+            future = self.idle.popleft()
+            if not future.done():
+                self.waking = True
+                future.set_result(None)
+                return
+
+    def take_back(self) -> list[int]:
+        """The serials that had not started."""
+        serials = []
+        while True:
+            try:
+                serials.append(self.pending.popleft()[0])
+            except IndexError:
+                return serials
+
+    def end(self, serial: int, delivery: Delivery, outcome: Outcome, ran_s: float) -> None:
+        """From the loop. The answer goes out with others, at the end of this turn of the loop."""
+        self.ended.append((serial, Settlement(delivery.receipt, outcome), ran_s))
+        if not self._flush_asked:
+            self._flush_asked = True
+            self.house.loop.call_soon(self._flush)
+
+    def end_in_thread(self, serial: int, delivery: Delivery, outcome: Outcome, ran_s: float) -> None:
+        self.ended.append((serial, Settlement(delivery.receipt, outcome), ran_s))
+        if not self._flush_asked:
+            self._flush_asked = True
+            self.house.loop.call_soon_threadsafe(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_asked = False  # before the taking: what is appended from now on asks again
+        self.house.flush()
+
+    def drop(self, serial: int, why: str) -> bool:
+        """Answer a delivery that has not started without running it."""
+        for item in list(self.pending):
+            if item[0] == serial:
+                try:
+                    self.pending.remove(item)
+                except ValueError:  # a thread has just taken it
+                    return False
+                self.end(serial, item[1], Release(why=why), 0.0)
+                return True
+        return False
+
+
+class Slot:
+    """`serial` is what it runs, 0 = nothing."""
+
+    def __init__(self, lane: Lane, index: int) -> None:
+        self.lane = lane
+        self.index = index
+        self.serial = 0
+        self.why = ""
+        self._closing = False
+        self._current: Current | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._thread: SlotThread | None = None
+        self._lock = threading.Lock()  # between a halt and the end of what it would hit
+        self._house = lane.house
+        self._serials = lane.house.marks.serials
+        self._starts = lane.house.marks.starts
+
+    # ---- the coroutine
+
+    async def run(self) -> None:
+        lane, house = self.lane, self._house
+        self._task = asyncio.current_task()
+        item: Item | None = None
+        while not self._closing:
+            if item is None:
+                try:
+                    item = lane.pending.popleft()
+                except IndexError:
+                    await self._rest()
+                    continue
+            if lane.idle and lane.pending and not lane.waking:
+                lane.wake_one()
+            message = item[1].message
+            conduct = house.conducts.get(message.task) if message.place is None else house.conduct(item[1])
+            if conduct is None:
+                lane.end(*item, parked(), 0.0)
+                item = None
+            elif conduct.is_async:
+                if lane.ended and conduct.ran_s > FAST_S:
+                    house.flush()  # this one may hold the loop: nobody else's answer shall wait for it
+                await self._run_async(*item, conduct)
+                item = None
+            else:
+                item = await self._lend(item)
+
+    async def _rest(self) -> None:
+        future = self.lane.house.loop.create_future()
+        self.lane.idle.append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if self._closing:
+                raise
+            self._forgive()  # a halt that came when its delivery had just ended
+        finally:
+            self.lane.waking = False
+
+    async def _lend(self, item: Item) -> Item | None:
+        if self._thread is None:
+            self._thread = SlotThread(self)
+            self._thread.start()
+        return await self._thread.lend(item)
+
+    async def _run_async(self, serial: int, delivery: Delivery, conduct: Conduct) -> None:
+        started = self._start(serial)
+        try:
+            args, kwargs = conduct.read(delivery.message.body)
+        except (InvalidArguments, MessageInvalid) as error:
+            outcome = conduct.unreadable(delivery, error)
+        else:
+            if conduct.injected:
+                kwargs.update(conduct.injected)
+            current = self._current = Current(delivery, worker=self._house.worker, report_progress=partial(self._house.note, delivery))
+            context = copy_context()
+            try:
+                try:
+                    work, waits_for = context.run(_begin, current, conduct.fn, args, kwargs)
+                except StopIteration as end:  # it has returned without waiting for anything
+                    value = end.value
+                else:
+                    value = await InContext(work, context, waits_for)
+            except BaseException as error:  # noqa: BLE001  # whatever a task raises ends its delivery, never the slot
+                outcome = self._failed(delivery, conduct, error, started)
+            else:
+                outcome = conduct.returned(delivery, value, monotonic() - started)
+        self.serial = 0
+        self._starts[self.index] = 0.0
+        self.lane.end(serial, delivery, outcome, conduct.took(monotonic() - started))
+        if self.why or self._task.cancelling():  # type: ignore[union-attr]  # set by run
+            await self._absorb()
+
+    async def _absorb(self) -> None:
+        """Let a cancellation that came too late for the delivery pass by before the next one starts."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if self._closing:
+                raise
+        self._forgive()
+
+    def _forgive(self) -> None:
+        self.why = ""
+        assert self._task is not None
+        while self._task.cancelling():
+            self._task.uncancel()
+
+    # ---- the thread
+
+    def run_in_thread(self, serial: int, delivery: Delivery, conduct: Conduct) -> None:
+        started = self._start(serial)
+        try:
+            outcome = self._call(delivery, conduct, started)
+            with self._lock:
+                self.serial = 0
+                if self.why:
+                    self.why = ""
+                    _raise_in_thread(None)  # it has ended by itself: take the exception back, should it still be on its way
+        except Halted:
+            outcome = conduct.halted(delivery, self.why or DRAINED, monotonic() - started)
+            self.serial = 0
+            self.why = ""
+        self._starts[self.index] = 0.0
+        self.lane.end_in_thread(serial, delivery, outcome, conduct.took(monotonic() - started))
+
+    def _call(self, delivery: Delivery, conduct: Conduct, started: float) -> Outcome:
+        try:
+            args, kwargs = conduct.read(delivery.message.body)
+        except (InvalidArguments, MessageInvalid) as error:
+            return conduct.unreadable(delivery, error)
+        if conduct.injected:
+            kwargs.update(conduct.injected)
+        current = self._current = Current(delivery, worker=self._house.worker, report_progress=partial(self._house.note, delivery))
+        try:
+            value = copy_context().run(_call, current, conduct.fn, args, kwargs)
+        except Halted:
+            raise
+        except BaseException as error:  # noqa: BLE001  # whatever a task raises ends its delivery, never the slot
+            return self._failed(delivery, conduct, error, started)
+        return conduct.returned(delivery, value, monotonic() - started)
+
+    # ---- both
+
+    def _start(self, serial: int) -> float:
+        started = monotonic()
+        self.serial = serial
+        self._serials[self.index] = serial
+        self._starts[self.index] = started
+        return started
+
+    def _failed(self, delivery: Delivery, conduct: Conduct, error: BaseException, started: float) -> Outcome:
+        ran_s = monotonic() - started
+        if self.why and not isinstance(error, Ask):
+            return conduct.halted(delivery, self.why, ran_s)
+        return conduct.raised(delivery, error, ran_s)
+
+    def halt(self, serial: int, why: str) -> bool:
+        """From the loop. False if it no longer runs this."""
+        with self._lock:
+            if self.serial != serial:
+                return False
+            self.why = why
+            if self._current is not None:
+                self._current.ask_stop()
+            if self._thread is not None and self._thread.busy:
+                assert self._thread.ident is not None
+                _raise_in_thread(Halted, self._thread.ident)
+            elif self._task is not None:
+                self._task.cancel()
+        return True
+
+    def close(self) -> None:
+        self._closing = True
+        if self._task is not None:
+            self._task.cancel()
+        if self._thread is not None:
+            self._thread.inbox.put(None)
+
+
+class SlotThread(threading.Thread):
+    """A daemon: one that never returns from a task must not hold up the end of its runner."""
+
+    def __init__(self, slot: Slot) -> None:
+        super().__init__(name=f"beltline-slot-{slot.index}", daemon=True)
+        self.slot = slot
+        self.inbox: SimpleQueue[Item | None] = SimpleQueue()
+        self.busy = False
+        self._baton: asyncio.Future[Item | None] | None = None
+
+    def lend(self, item: Item) -> "asyncio.Future[Item | None]":
+        """Run this and what follows it; the future gives back the slot, with an item for the coroutine if one was met."""
+        self._baton = self.slot.lane.house.loop.create_future()
+        self.busy = True
+        self.inbox.put(item)
+        return self._baton
+
+    def run(self) -> None:
+        slot, lane = self.slot, self.slot.lane
+        house, pending = lane.house, lane.pending
+        while (given := self.inbox.get()) is not None:
+            item: Item | None = given
+            while item is not None:
+                conduct = house.conduct(item[1])
+                if conduct is None or conduct.is_async:
+                    break
+                slot.run_in_thread(*item, conduct)
+                try:
+                    item = pending.popleft()
+                except IndexError:
+                    item = None
+            try:
+                house.loop.call_soon_threadsafe(self._give_back, item)
+            except RuntimeError:  # the loop has closed
+                return
+
+    def _give_back(self, item: Item | None) -> None:
+        self.busy = False
+        if self._baton is not None and not self._baton.done():
+            self._baton.set_result(item)
+
+
+class InContext(Awaitable[Any]):
+    """Drives a coroutine that has begun in `context` to its end there, while the slot's own asyncio task waits for what it waits for.
+
+    Why: a context of its own for each delivery without the price of an asyncio task for each (about 10 µs).
+    """
+
+    __slots__ = ("_context", "_waits_for", "_work")
+
+    def __init__(self, work: Coroutine[Any, Any, Any], context: Context, waits_for: Any) -> None:
+        self._work = work
+        self._context = context
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        work, run, waits_for = self._work, self._context.run, self._waits_for
+        try:
+            while True:
+                try:
+                    sent = yield waits_for
+                except BaseException as error:
+                    waits_for = run(work.throw, error)
+                else:
+                    waits_for = run(work.send, sent)
+        except StopIteration as end:
+            return end.value
+        finally:
+            work.close()
+
+
+def _begin(current: Current, fn: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Run a coroutine to its first wait. Raises StopIteration with its value if it has none."""
+    enter(current)
+    work = fn(*args, **kwargs)
+    return work, work.send(None)
+
+
+def _call(current: Current, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    enter(current)
+    return fn(*args, **kwargs)
+
+
+def _raise_in_thread(kind: type[BaseException] | None, ident: int = 0) -> None:
+    """Have `kind` raised in a thread at its next bytecode; None takes back what has not been raised yet."""
+    thread = ctypes.c_ulong(ident or threading.get_ident())
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None if kind is None else ctypes.py_object(kind))

@@ -1,0 +1,466 @@
+"""The supervisor: holds the store and every lease, runs no task code, and puts the parts of a worker together.
+
+    start    runners are executed · the first Hello says what the app is · the engine is opened, queues are declared · every runner gets its share
+    run      receiver (one per queue) -> intake -> dealing -> runner -> settler; beside them leases, deadlines, crew, heartbeat, upkeep
+    drain    no receive, nothing dealt; what has not started is released without an attempt at once; what runs may finish within drain_s, is then asked
+             to stop, and killed after the grace; everything is settled; the store is closed. `stop_now` skips the waiting.
+
+All of it is one asyncio TaskGroup: a part that fails takes the worker down with a line in the log, and the store's leases do the rest.
+"""
+
+import asyncio
+import logging
+import math
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from time import monotonic
+
+from beltline.app import App
+from beltline.core.errors import BeltlineError, EngineError, EngineUnavailable, QueueNotDeclared, UsageError
+from beltline.core.message import Delivery
+from beltline.core.names import QueueName
+from beltline.core.outcome import Release
+from beltline.core.policy import TaskPolicy
+from beltline.engines.protocol import Engine, Results
+from beltline.events import Events
+from beltline.upkeep.retention import Retention
+from beltline.upkeep.sweeper import Sweeper
+from beltline.worker import blame
+from beltline.worker.children import Child, Stage
+from beltline.worker.config import WorkerConfig
+from beltline.worker.crew import Crew
+from beltline.worker.deadlines import NO_POLICY, Deadlines
+from beltline.worker.dealing import Dealing
+from beltline.worker.frames import DRAINED, Back, Done, Hello, Notes, ToSupervisor
+from beltline.worker.heartbeat import Heartbeat
+from beltline.worker.intake import Intake
+from beltline.worker.leases import Leases
+from beltline.worker.receiver import Receiver
+from beltline.worker.settler import Settler
+from beltline.worker.store import Backoff, Store, StoreStuck
+
+log = logging.getLogger("beltline.worker")
+
+TICK_S = 0.1
+STALL_S = 1.0  # what is received ahead and finds no slot for so long goes back to the store
+BURST_S = 0.2
+KILL_S = 5.0  # for what should take an instant: the end of a killed process, of a receive, of the last settle
+
+OK, FAILED, USAGE, ENGINE = 0, 1, 2, 4  # exit codes; a forced stop says 128 + signal
+
+
+class Supervisor:
+    """One worker. `run` may be called once; `drain` and `stop_now` from anywhere in its event loop, also twice.
+
+    `app`: for runners in this process. `engine`: somebody else's open engine, used instead of one of our own and not closed.
+    """
+
+    def __init__(
+        self, config: WorkerConfig, *, app: App | None = None, engine: Engine | None = None, on_ready: Callable[[], None] | None = None
+    ) -> None:
+        self.config = config
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.events = Events()
+        self.problem = ""
+        """Why it ended, if not by a drain."""
+        self._app = app
+        self._given = engine
+        self._on_ready = on_ready
+        self._policies: dict[str, TaskPolicy] = {}
+        self._code = OK
+        self._hello: asyncio.Future[Hello] | None = None
+        self._ready = asyncio.Event()
+        self._drain = asyncio.Event()
+        self._at_once = asyncio.Event()
+        self._serving = False
+        self._forced = 0
+        self._notes: list[Notes] = []
+        self._noted = asyncio.Event()
+        self.store: Store
+        self.settler: Settler
+        self.dealing: Dealing
+        self.crew = Crew(config, self.id, self, app=app, explicit_url=config.url)
+        self.heartbeat: Heartbeat | None = None
+
+    # ---- from outside
+
+    async def wait_ready(self) -> None:
+        """Until a runner is ready and messages are being received, or the worker has ended."""
+        await self._ready.wait()
+
+    def drain(self) -> None:
+        """The soft stop."""
+        self._drain.set()
+        if self._hello is not None:
+            self._hello.cancel()  # nothing happens if it has come
+
+    def stop_now(self, code: int = 143) -> None:
+        """The hard stop: what runs is killed and released. `code` is what `run` will answer."""
+        self._forced = self._forced or code
+        self.drain()
+        self._at_once.set()
+
+    @property
+    def draining(self) -> bool:
+        return self._drain.is_set()
+
+    def reload(self) -> None:
+        """Replace all runners by ones that load the code anew."""
+        self.crew.replace_all()
+
+    # ---- the life
+
+    async def run(self) -> int:
+        """The exit code."""
+        self._hello = asyncio.get_running_loop().create_future()
+        try:
+            await self._live()
+        except BaseException as error:  # noqa: BLE001  # told in words where it is ours, raised again where it is not (_fail)
+            self._fail(_first(error))
+        finally:
+            self._ready.set()
+            self.crew.open = False
+            for child in tuple(self.crew.children):
+                child.doomed = child.doomed or DRAINED
+                child.kill()
+                child.forget()
+            self.crew.children.clear()
+        return self._forced or self._code
+
+    def _fail(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
+            raise error
+        if isinstance(error, _Fatal):
+            self.problem, self._code = str(error), USAGE
+        elif isinstance(error, UsageError):
+            self.problem, self._code = f"{error} [{error.code}]", USAGE
+        elif isinstance(error, EngineError | StoreStuck):
+            self.problem, self._code = str(error), ENGINE
+        else:
+            self.problem, self._code = f"{type(error).__name__}: {error}", FAILED
+            log.critical("the worker has failed", exc_info=error)
+            return
+        log.critical("%s", self.problem)
+
+    async def _live(self) -> None:
+        assert self._hello is not None
+        total = sum(most for _, most in self.config.queues.values()) or 10**6
+        self.crew.start(self.config.runner_count(total))
+        if not await self._introduce():
+            return
+        self.settler = Settler(self.store, self.events, self._policies, on_room=self._on_room)
+        self.dealing = Dealing(self.settler, self._policies, isolate=not self.config.in_process, give_up=self._give_up)
+        self.dealing.crew = self.crew
+        self._serving = True
+        intakes = self._serve(self._hello.result())
+        deadlines = Deadlines(self.crew, self._policies, grace_s=self.config.grace_s)
+        leases = Leases(self.store, self.dealing, self.crew, self.settler, deadlines, lease_s=self.config.lease_s)
+        self.heartbeat = Heartbeat(self.id, self.store, self.dealing, self.crew, self.settler, self._policies)
+        self.crew.lay_out(intakes)
+        async with asyncio.TaskGroup() as group:
+            beside = [
+                group.create_task(self.settler.run()),
+                group.create_task(leases.renew_for_ever()),
+                group.create_task(leases.watch_cancellations()),
+                group.create_task(self.heartbeat.beat_for_ever()),
+                group.create_task(self._tick_for_ever(deadlines)),
+                group.create_task(self._pass_notes_on()),
+            ]
+            if self.config.sweep:
+                beside.append(group.create_task(Sweeper(lambda: self.store.engine).run()))
+                beside.append(group.create_task(Retention(lambda: self.store.engine, history_s=self.config.history_s).run()))
+            if self.config.burst:
+                beside.append(group.create_task(self._watch_burst(intakes)))
+            receivers = [
+                group.create_task(Receiver(self.store, self.dealing, intake, worker=self.id, lease_s=self.config.lease_s).run()) for intake in intakes
+            ]
+            await self._drain.wait()
+            await self._run_dry(receivers)
+            for task in beside:
+                task.cancel()
+        await self._farewell()
+
+    # ---- start
+
+    async def _introduce(self) -> bool:
+        """Hear what the app is, open the engine, declare. False when told to stop meanwhile."""
+        assert self._hello is not None
+        try:
+            hello = await self._hello
+        except asyncio.CancelledError:
+            if self._drain.is_set():
+                return False
+            raise
+        self.store = self._make_store(hello)
+        self._policies.update({policy.task: policy for policy in hello.policies})
+        backoff = Backoff()
+        while not self._drain.is_set():
+            try:
+                await self.store.open()
+                await self.store.declare(hello.specs)
+            except EngineUnavailable:
+                await backoff.pause()
+            else:
+                return True
+        return False
+
+    def _make_store(self, hello: Hello) -> Store:
+        if self._given is not None:
+            return Store(self._given, None)
+        from beltline.engines.registry import make_engine
+
+        url = self.config.url or hello.url
+        if url.startswith("memory:") and not self.config.in_process:
+            raise UsageError(
+                f"{url} lives in one process, but runners are processes of their own.", help="Use in-process runners (--in-process), or sqlite:///…."
+            )
+        durability, max_body = self.config.durability or hello.durability or None, self.config.max_body or hello.max_body
+
+        def make() -> Engine:
+            return make_engine(url, durability=durability, max_body=max_body)
+
+        return Store(make(), make)
+
+    def _serve(self, hello: Hello) -> list[Intake]:
+        """The intakes of the queues this worker serves."""
+        known = {spec.name for spec in hello.specs}
+        chosen = {name: most for name, (_, most) in self.config.queues.items()} or dict.fromkeys(sorted(known), self.config.slots)
+        strange = [name for name in chosen if name not in known]
+        if strange:
+            raise QueueNotDeclared(strange[0], known=tuple(sorted(known)))
+        if not chosen:
+            raise UsageError(f"The app {self.config.app!r} has no tasks.", help="Declare some with @app.task.")
+        processes = {policy.task for policy in hello.policies if policy.kind == "process"} if not self.config.in_process else set()
+        alone = {policy.queue for policy in hello.policies if policy.task in processes}
+        alone |= {stage.queue for plan in hello.plans for stage in plan.stages if stage.task in processes}
+        for name, slots in chosen.items():
+            queue = QueueName(name)
+            self.dealing.intakes[queue] = Intake(queue, slots, processes=name in alone)
+        return list(self.dealing.intakes.values())
+
+    # ---- what the crew tells
+
+    def on_hello(self, child: Child, hello: Hello) -> None:
+        assert self._hello is not None
+        if not self._hello.done():
+            self._hello.set_result(hello)
+        else:
+            self._policies.update({policy.task: policy for policy in hello.policies})
+
+    def on_ready(self, child: Child) -> None:
+        self.dealing.join(child)
+        if not self._ready.is_set():
+            self._ready.set()
+            log.info("worker %s is ready: %s", self.id, ", ".join(f"{name}:{intake.slots}" for name, intake in self.dealing.intakes.items()))
+            if self._on_ready is not None:
+                self._on_ready()
+
+    def on_work(self, child: Child, frame: ToSupervisor) -> None:
+        match frame:
+            case Done():
+                self.dealing.on_done(child, frame)
+            case Back(lane, serials):
+                self.dealing.on_back(child, child.lanes[lane], serials)
+            case Notes():
+                self._notes.append(frame)
+                self._noted.set()
+            case _:
+                pass
+
+    def on_retire(self, child: Child) -> None:
+        if self._serving:
+            self.dealing.leave(child)
+
+    def on_death(self, child: Child, how: str) -> None:
+        """Settle for a runner that is gone."""
+        if not child.lanes:
+            log.warning("%r is gone before it was ready: %s", child, how)
+            return
+        verdict = blame.judge(child)
+        settler, number = self.settler, len(verdict.suspects)
+        log.warning("%r is gone: %s; %d had started", child, how, child.held - len(verdict.unstarted))
+        for delivery in verdict.blamed:
+            settler.end(delivery, blame.died(delivery, self._policy(delivery), how))
+        for delivery in verdict.suspects:
+            self.dealing.suspect(delivery)
+            settler.end(delivery, blame.suspected(delivery, self._policy(delivery), how, number))
+        for delivery, why in verdict.culprits:
+            settler.end(delivery, blame.stopped_by_force(delivery, self._policy(delivery), why))
+        for delivery in verdict.beside:
+            settler.end(delivery, Release(why=f"its runner was killed: {how}" if child.doomed != DRAINED else DRAINED))
+        for delivery in verdict.unreported:
+            settler.end(delivery, Release(why="its runner died before its outcome was known"))
+        unstarted: dict[int, list[Delivery]] = {}
+        for lane, delivery in verdict.unstarted:
+            unstarted.setdefault(lane.index, []).append(delivery)
+        for lane in child.lanes:
+            waiting = unstarted.get(lane.index, [])
+            untouched = {id(delivery) for delivery in waiting}
+            for delivery in lane.held.values():
+                if id(delivery) not in untouched:
+                    self.dealing.written_off(lane, delivery)
+            lane.held.clear()
+            self.dealing.return_unstarted(lane, waiting)
+
+    def on_fatal(self, text: str) -> None:
+        assert self._hello is not None
+        self.crew.open = False
+        error = _Fatal(text)
+        if not self._hello.done():
+            self._hello.set_exception(error)
+        else:
+            self._fail(error)
+            self.drain()
+
+    def _on_room(self) -> None:
+        self.dealing.deal_all()
+
+    def _policy(self, delivery: Delivery) -> TaskPolicy:
+        return self._policies.get(delivery.message.task, NO_POLICY)
+
+    def _give_up(self, deliveries: list[Delivery]) -> None:
+        """Not started, not to be started here: back without an attempt."""
+        for delivery in deliveries:
+            self.settler.end(delivery, Release(why=DRAINED))
+
+    # ---- beside
+
+    async def _tick_for_ever(self, deadlines: Deadlines) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = monotonic()
+            deadlines.check(now)
+            self.crew.tick(now, needed_lone=sum(intake.slots for intake in self.dealing.intakes.values() if intake.processes))
+            if self.config.max_rss_bytes is not None:
+                self.crew.check_memory(self.config.max_rss_bytes)
+            if self.dealing.open:
+                self._loosen(now)
+
+    def _loosen(self, now: float) -> None:
+        """What was received ahead for fast tasks, and now waits behind slow ones, goes where somebody has a slot: another runner, another worker."""
+        for intake in self.dealing.intakes.values():
+            if intake.stalled(now, STALL_S):
+                given = list(intake.ahead)
+                intake.ahead.clear()
+                for delivery in given:
+                    self.settler.end(delivery, Release(why="received ahead, but the slots are busy"))
+        for child in self.crew.children:
+            quiet = child.stage is Stage.READY and now - max(child.idle_at, child.asked_back_at) > STALL_S
+            if quiet and any(len(lane.held) > lane.slots for lane in child.lanes):
+                child.take_back()
+
+    async def _pass_notes_on(self) -> None:
+        while True:
+            await self._noted.wait()
+            self._noted.clear()
+            newest = {receipt: value for frame in self._notes for receipt, value in frame.notes}
+            self._notes.clear()
+            if newest and isinstance(self.store.engine, Results):
+                try:
+                    notes = list(newest.items())
+                    await self.store.ask("progress", lambda engine, notes=notes: engine.progress(notes))  # type: ignore[misc, attr-defined]
+                except BeltlineError as error:
+                    log.debug("progress is not kept: %s", error)
+            await asyncio.sleep(TICK_S)
+
+    async def _watch_burst(self, intakes: list[Intake]) -> None:
+        """Drain when the queues hold nothing that could be run now."""
+        await self._ready.wait()
+        while True:
+            await asyncio.sleep(BURST_S)
+            if any(intake.held for intake in intakes) or self.settler.waiting:
+                continue
+            try:
+                counts = [await self.store.ask("counts", lambda engine, name=intake.queue: engine.counts(name)) for intake in intakes]  # type: ignore[misc]
+            except EngineUnavailable:
+                continue
+            if not any((each.ready and not each.paused) or each.leased for each in counts) and not any(intake.held for intake in intakes):
+                self.drain()
+                return
+
+    # ---- the end
+
+    async def _run_dry(self, receivers: list["asyncio.Task[None]"]) -> None:
+        dealing, crew = self.dealing, self.crew
+        dealing.open = crew.open = False
+        log.info("draining: %d are running", sum(child.busy for child in crew.children))
+        for intake in dealing.intakes.values():
+            self._give_up(intake.empty())
+            intake.room.set()
+        for child in tuple(crew.children):
+            if child.stage < Stage.READY:
+                crew.kill(child, DRAINED, set())
+            elif child.held:
+                child.take_back()
+            elif child.stage < Stage.STOPPING:
+                child.stop()
+        if not await self._until_empty(self.config.drain_s) and not self._at_once.is_set():
+            log.warning("the drain is over its %.3g s: stopping what runs", self.config.drain_s)
+            self._forced = self._forced or 143
+            for child in crew.children:
+                serials = [serial for lane in child.lanes for serial in lane.held]
+                child.overdue.update(dict.fromkeys(serials, math.inf))  # this method is patient for them, not the deadlines
+                child.halt(serials, DRAINED)
+            await self._until_empty(self.config.grace_s)
+        for child in tuple(crew.children):
+            if child.held:
+                crew.kill(child, DRAINED, set())
+        deadline = monotonic() + KILL_S
+        while any(child.held for child in crew.children) and monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        _, late = await asyncio.wait(receivers, timeout=KILL_S)
+        for receiver in late:
+            receiver.cancel()
+        for intake in dealing.intakes.values():
+            self._give_up(intake.empty())
+        try:
+            async with asyncio.timeout(KILL_S if self._at_once.is_set() else max(KILL_S, self.config.drain_s)):
+                await self.settler.flush()
+        except TimeoutError:
+            log.error(
+                "the store has not taken %d outcomes in time: their messages are received again when their leases are over", self.settler.waiting
+            )
+
+    async def _until_empty(self, within_s: float) -> bool:
+        """Whether every runner has answered for everything in time. Those that have are told to stop. Ends early when told to stop now."""
+        deadline = monotonic() + within_s
+        while not self._at_once.is_set():
+            for child in self.crew.children:
+                if not child.held and child.stage < Stage.STOPPING:
+                    child.stop()
+            if not any(child.held for child in self.crew.children):
+                return True
+            if monotonic() >= deadline:
+                return False
+            try:
+                async with asyncio.timeout(min(0.02, max(0.0, deadline - monotonic()))):
+                    await self._at_once.wait()
+            except TimeoutError:
+                continue
+        return False
+
+    async def _farewell(self) -> None:
+        """Runners close their resources; the store is told goodbye."""
+        deadline = monotonic() + (0.0 if self._at_once.is_set() else 12.0)
+        while self.crew.children and monotonic() < deadline and not self._at_once.is_set():
+            await asyncio.sleep(0.01)
+            self.crew.tick(monotonic(), needed_lone=0)
+        try:
+            if self.heartbeat is not None:
+                await self.heartbeat.forget()
+        except BeltlineError as error:
+            log.warning("the store was not told goodbye: %s", error)
+        await self.store.close()
+        log.info("worker %s has stopped: %d settled, %d lost", self.id, self.settler.settled, self.settler.lost)
+
+
+class _Fatal(Exception):
+    """The worker cannot work at all; the text says why."""
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
