@@ -93,9 +93,7 @@ def run(command: list[str]) -> None:
     for name in ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "PIP_TARGET", "PIP_PREFIX"):
         environ.pop(name, None)
     if code := subprocess.run(command, env=environ, check=False).returncode:
-        sys.exit(
-            f"{Path(command[0]).name} failed with {code}; the reason stands above. Nothing outside .venv was changed."
-        )
+        sys.exit(f"{Path(command[0]).name} failed with {code}; the reason stands above. Nothing outside .venv was changed.")
 
 
 def say(line: str) -> None:
