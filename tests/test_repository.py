@@ -14,9 +14,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 def entries(lock: Path) -> list[str]:
     """The requirements of a lock file, each with its hashes on one line."""
-    text = "\n".join(
-        line for line in lock.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")
-    )
+    text = "\n".join(line for line in lock.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#"))
     return [entry for entry in text.replace("\\\n", " ").splitlines() if entry.strip()]
 
 

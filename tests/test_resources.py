@@ -81,7 +81,7 @@ async def test_a_circle_of_resources_is_told() -> None:
     @app.task
     def work(one: int = inject(one)) -> None: ...
 
-    with pytest.raises(TaskInvalid, match="one -> .*one"):
+    with pytest.raises(TaskInvalid, match=r"one -> .*one"):
         await app.resources().open()
 
 

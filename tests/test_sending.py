@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from beltline import App, BeltlineError, NotFound, ResultTimeout, TaskFailed
+from beltline import App, BeltlineError, InvalidArguments, NotFound, ResultTimeout, TaskFailed
 from beltline.core.errors import BodyTooLarge, NameInvalid, TaskInvalid, TaskUnknown, UrlInvalid, ValueInvalid
 from beltline.core.message import Delivery
 from beltline.core.outcome import Ack, Cause, DeadLetter, Ended, Failure, Settlement
@@ -222,6 +222,15 @@ def test_sending_by_name_needs_no_code(app: App) -> None:
     [delivery] = receive(app, "resize")
     assert delivery.message.task == "elsewhere.resize"
     assert delivery.message.id == handle.id
+
+
+def test_another_queue_by_name_keeps_the_check_of_the_arguments(app: App, double: Task[[int], int]) -> None:
+    app.queue("fast")
+    app.by_name("double", queue="fast").send(3)
+    [delivery] = receive(app, "fast")
+    assert double.read(delivery.message.body) == ((3,), {})
+    with pytest.raises(InvalidArguments):
+        app.by_name("double", queue="fast").send("three")
 
 
 def test_a_short_name_finds_the_task_and_an_ambiguous_one_says_so(app: App, double: Task[[int], int]) -> None:

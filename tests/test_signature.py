@@ -127,7 +127,7 @@ def test_a_misfit_names_parameter_expected_and_got(args: Any, kwargs: Any, param
     with pytest.raises(InvalidArguments) as caught:
         body_of(resize, *args, **kwargs)
     assert (caught.value.parameter, caught.value.expected, caught.value.got) == (parameter, expected, got)
-    assert "Nothing was sent." in str(caught.value)
+    assert str(caught.value).endswith("Nothing was sent.")
 
 
 def test_the_same_argument_given_twice_is_a_misfit() -> None:
@@ -146,8 +146,9 @@ def test_an_unknown_name_is_a_misfit() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"\xc1", pack(3), pack("text"), pack([1, 2, 3]), pack({"photo": 1, "width": 2}), pack({1: 2}), b"\x91" * 5000])
 def test_bytes_that_do_not_fit_are_refused_at_the_worker_without_another_error(body: bytes) -> None:
-    with pytest.raises(InvalidArguments):
+    with pytest.raises(InvalidArguments) as caught:
         resize.read(body)
+    assert "Nothing was sent" not in str(caught.value)
 
 
 def test_a_value_nested_too_deeply_is_refused() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _PLACES below is the sa
     from beltline.handles import Handle
     from beltline.resources import inject
     from beltline.tasks import Task
+    from beltline.worker.serve import Worker
 
 __all__ = [
     "App",
@@ -46,6 +47,7 @@ __all__ = [
     "Task",
     "TaskFailed",
     "UsageError",
+    "Worker",
     "__version__",
     "branch",
     "current",
@@ -73,6 +75,7 @@ _PLACES = {
     "Task": "beltline.tasks",
     "TaskFailed": "beltline.core.errors",
     "UsageError": "beltline.core.errors",
+    "Worker": "beltline.worker.serve",
     "branch": "beltline.chains",
     "current": "beltline.context",
     "inject": "beltline.resources",

@@ -27,7 +27,7 @@ from beltline.core.rerun import rerun
 from beltline.core.retry import Retry
 from beltline.core.views import MessageFilter
 from beltline.engines.protocol import Browse, Engine, Runs
-from beltline.handles import Handle
+from beltline.handles import Handle, Host
 from beltline.portal import Portal
 from beltline.resources import Resource, Resources
 from beltline.sending import Options, Sendable, Target, new_id
@@ -297,13 +297,14 @@ class App:
     def by_name(self, name: str, *, queue: str | None = None) -> "Sendable[..., Any]":
         """Something to send to without its code: a task or chain of this app by (short) name, or any task of that name a worker elsewhere knows.
 
-        For a task that is not registered here, `queue` is the last dotted part of the name unless given; arguments are checked by the worker only.
+        `queue`: another than the task's own (a chain's first stage keeps its own). For a task that is not registered here it is the last dotted part of the
+        name unless given, some app must have declared it, and arguments are checked by the worker only.
         """
         found = self.find(name)
-        if found is not None and queue is None:
-            return found
-        task = found.name if isinstance(found, Task) else task_name(name)
-        return Remote(self, task, queue_name(queue or task.rpartition(".")[2]))
+        if found is None:
+            task = task_name(name)
+            return Remote(self, task, queue_name(queue or task.rpartition(".")[2]))
+        return found if queue is None or isinstance(found, Chain) else Elsewhere(found, queue_name(queue))
 
     def find(self, name: str) -> "Task[..., Any] | Chain[..., Any] | None":
         """A chain or task by its name, or by the short name of a task where only one has it."""
@@ -385,6 +386,27 @@ class Remote(Sendable[..., Any]):
 
     def read_result(self, data: bytes) -> Any:
         return unpack(data)
+
+
+class Elsewhere(Sendable[..., Any]):
+    """A task of this app, sent to another queue than its own."""
+
+    def __init__(self, task: Task[..., Any], queue: QueueName) -> None:
+        self._task = task
+        self.queue = queue
+
+    @property
+    def app(self) -> Host:
+        return self._task.app
+
+    def _target(self) -> Target:
+        return self
+
+    def message(self, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Options) -> Message:
+        return structs.replace(self._task.message(args, kwargs, chosen), queue=self.queue)
+
+    def read_result(self, data: bytes) -> Any:
+        return self._task.read_result(data)
 
 
 def _bound(name: str, value: float) -> float:

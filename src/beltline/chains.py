@@ -305,12 +305,12 @@ class _Compiler:
         if isinstance(head, Branch):
             joined = self._compile(rest, after)
             arms: dict[str, End | Answer | To | Split] = {}
-            for key, line in head.arms.items():
+            for key, line in reversed(head.arms.items()):  # from the end here too, so that plans() lists them as they were written
                 arm = self._compile(line.links, joined)
                 if isinstance(arm, Choose):
                     raise ChainInvalid(f"Branch {key!r} of chain {self.chain!r} starts with a branch.", help="Put a stage between them.")
                 arms[key] = arm
-            return Choose(arms)
+            return Choose({key: arms[key] for key in head.arms})
         if head.role == "gather":
             raise ChainInvalid(
                 f"{head.name}.gather() in chain {self.chain!r} has no split before it.", help="Split first: a >> b.each() >> c.gather()"

@@ -45,16 +45,6 @@ def load(
     return merge(layers)
 
 
-def engine_url() -> str:
-    """The engine's URL for a program that was given none in its code."""
-    return load().url
-
-
-def max_body() -> int:
-    """The largest body in bytes for a program that was given none in its code."""
-    return load().max_body
-
-
 def unknown_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """BELTLINE_* variables that nothing reads -> the nearest one that is read, or "". Never an error: another version may know them."""
     environ = os.environ if environ is None else environ

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from beltline.chains import Joint, Stage
 from beltline.core import limits
-from beltline.core.errors import BodyTooLarge, TaskInvalid
+from beltline.core.errors import BodyTooLarge, InvalidArguments, TaskInvalid
 from beltline.core.limits import Seconds
 from beltline.core.message import Message
 from beltline.core.names import QueueName, TaskName, queue_name, task_name
@@ -101,7 +101,11 @@ class Task(Sendable[P, R], Joint[P, R]):
 
     def message(self, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Options) -> Message:
         """Hop 1: this call as a message. Raises InvalidArguments, BodyTooLarge."""
-        body = self.signature.pack(args, kwargs)
+        try:
+            body = self.signature.pack(args, kwargs)
+        except InvalidArguments as error:  # the worker finds misfits too, and there this would not be true
+            error.help = "Nothing was sent."
+            raise
         if len(body) > self._app.max_body:
             raise BodyTooLarge(size_bytes=len(body), limit_bytes=self._app.max_body)
         if chosen is DEFAULTS and not self.unique_s:
@@ -176,8 +180,9 @@ def default_name(fn: Callable[..., Any]) -> str:
     if module == "__main__":
         import sys
 
-        path = getattr(sys.modules["__main__"], "__file__", None)
-        module = path.replace("\\", "/").rpartition("/")[2].removesuffix(".py") if path else "main"
+        path = getattr(sys.modules["__main__"], "__file__", None) or ""
+        file = path.replace("\\", "/").rpartition("/")[2]
+        module = file.removesuffix(".py") if file.endswith(".py") else "main"  # <stdin>, a notebook
     return f"{module}.{fn.__qualname__.replace('.<locals>', '')}"[-80:].lstrip("._-")
 
 

@@ -129,7 +129,7 @@ class InvalidArguments(UsageError):
     def __init__(self, *, task: str, parameter: str, expected: str, got: str, detail: str = "") -> None:
         self.task, self.parameter, self.expected, self.got, self.detail = task, parameter, expected, got, detail
         where = f"argument {parameter!r} of {task}" if parameter else f"the arguments of {task}"
-        super().__init__(f"{where[0].upper()}{where[1:]}: expected {expected}, got {got}.", why=detail, help="Nothing was sent.")
+        super().__init__(f"{where[0].upper()}{where[1:]}: expected {expected}, got {got}.", why=detail, help="Correct the call or the signature.")
 
 
 class QueueNotDeclared(UsageError):

@@ -13,7 +13,7 @@ MAX_KEY = 256  # group keys and dedup keys, in characters
 MAX_PRIORITY = 100  # -100..100, larger first
 MAX_DELAY_S = 100 * 365 * 86400.0
 MAX_LEASE_S = 7 * 86400.0
-MAX_BATCH = 100_000  # messages in one send or one split
+MAX_BATCH = 100_000  # parts of one split: they are one write
 MAX_DEDUP_WINDOW_S = 24 * 3600.0
 
 Seconds = float | int | timedelta
