@@ -11,6 +11,7 @@ app = App(os.environ.get("CHAOS_URL", "memory://chaos"))
 for _queue in ("one", "two", "three"):
     app.queue(_queue, max_deliveries=1000)  # the murderer is outside: nobody here is poison
 LOG = os.environ.get("CHAOS_LOG", "")
+WORK_S = float(os.environ.get("CHAOS_WORK_S", "0.01"))  # mean seconds of work in each message
 
 
 def started(number: int) -> None:
@@ -22,7 +23,7 @@ def started(number: int) -> None:
         os.write(descriptor, line.encode())
     finally:
         os.close(descriptor)
-    time.sleep(random.uniform(0.0, 0.02))
+    time.sleep(random.uniform(0.0, 2 * WORK_S))
 
 
 @app.task(retry=Retry(attempts=1))

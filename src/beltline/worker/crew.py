@@ -281,7 +281,8 @@ class Crew:
     def hire_lone(self, count: int, *, most: int) -> None:
         """See to it that `count` lone runners are free or on their way."""
         coming = sum(1 for child in self.lone if child.stage < Stage.READY or (child.stage is Stage.READY and not child.held))
-        for _ in range(min(count - coming, most - len(self.lone))):
+        staying = sum(1 for child in self.lone if child.stage < Stage.RETIRING)
+        for _ in range(min(count - coming, most - staying)):
             if self.open:
                 self.lone.append(self._spawn(alone=True))
 

@@ -161,7 +161,7 @@ class Dealing:
         self._returned(lane, intake, count)
         intake.learn(count, done.ran_s)
         self._settler.add(deliveries, done.settlements)
-        self.deal(intake)
+        self._deal_after(lane, intake)
         intake.room.set()
         if not lane.held and child.stage is Stage.RETIRING and not child.held:
             child.stop()
@@ -188,7 +188,15 @@ class Dealing:
             intake.alone.extendleft(reversed(deliveries))
         else:
             intake.put_back(deliveries)
+        self._deal_after(lane, intake)
+
+    def _deal_after(self, lane: ChildLane, intake: Intake) -> None:
+        """Something has come back from `lane`. A lone runner that is free again may be what another queue waits for."""
         self.deal(intake)
+        if lane.intake is None:
+            for other in self.intakes.values():
+                if other is not intake and other.alone:
+                    self.deal(other)
 
     def _returned(self, lane: ChildLane, intake: Intake, count: int) -> None:
         intake.dealt -= count

@@ -17,11 +17,11 @@ def failure_of(error: BaseException, cause: Cause | None = None) -> Failure:
         cause = Cause.MEMORY if isinstance(error, MemoryError) else Cause.ERROR
     try:
         text = str(error)
-    except Exception as broken:
+    except Exception as broken:  # noqa: BLE001  # the user's own __str__
         text = f"<its text cannot be made: {type(broken).__name__}>"
     try:
         lines = traceback.format_exception(type(error), error, _below_us(error.__traceback__))
-    except Exception as broken:
+    except Exception as broken:  # noqa: BLE001  # as above
         lines = [f"<its traceback cannot be made: {type(broken).__name__}>"]
     return Failure(cause, name_of(type(error)), carried(text, MAX_TEXT), carried("".join(lines), MAX_TRACEBACK))
 

@@ -55,6 +55,7 @@ class Heartbeat:
             "runners": runners,
             "settled": self._settler.settled,
             "lost": self._settler.lost,
+            "parked": self._settler.parked,
             "deaths": self._crew.deaths,
             "unsettled": self._settler.waiting,
             "received_s": round(min(received_s), 1) if received_s else None,

@@ -84,6 +84,12 @@ class Intake:
         """Something waits here and nothing has been dealt for a while: the slots are busy with something slow."""
         return bool(self.ahead) and now - self.dealt_at > after_s
 
+    def slow_down(self) -> None:
+        """Forget that the tasks were fast: nothing ahead until the next ends have shown it again."""
+        self._known = False
+        self._reach = 0
+        self.window = 1
+
     def take(self, count: int) -> list[Delivery]:
         ahead = self.ahead
         if count >= len(ahead):

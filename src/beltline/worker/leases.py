@@ -112,7 +112,7 @@ class Leases:
             if not long or not isinstance(self._store.engine, Control):
                 continue
             try:
-                asked = await self._store.ask("cancel_asked", lambda engine: engine.cancel_asked(long))  # type: ignore[attr-defined]
+                asked = await self._store.ask("cancel_asked", lambda engine, long=long: engine.cancel_asked(long))  # type: ignore[misc]
             except EngineUnavailable:
                 continue
             self._cancel(set(asked))

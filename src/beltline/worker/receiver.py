@@ -1,19 +1,19 @@
 """Hop 5: one loop per queue asks the store for what free slots and the received-ahead can hold, and waits there while the queue is empty.
 
-The loop never ends by itself. A store that is out of order makes it pause (store.py); a receive in flight when the worker drains is waited for, because
-cancelling it could lose a batch that has been leased already; its batch is released.
+The loop never ends by itself; the drain cancels it. A store that is out of order makes it pause (store.py). Engines give back what a cancelled receive
+has leased, so a drain need not wait for one.
 """
 
 import asyncio
 from time import monotonic
 
-from beltline.core.errors import EngineUnavailable, HandleMisused
+from beltline.core.errors import EngineUnavailable
 from beltline.core.names import WorkerId
 from beltline.worker.dealing import Dealing
 from beltline.worker.intake import Intake
 from beltline.worker.store import Backoff, Store
 
-WAIT_S = 0.5  # how long one receive waits for a first message; also how long a drain may wait for it
+WAIT_S = 5.0  # how long one receive waits for a first message
 EMPTY_S = 0.02  # an empty answer that came sooner than this did not wait: pause before asking again
 
 
@@ -26,9 +26,9 @@ class Receiver:
         self._lease_s = lease_s
 
     async def run(self) -> None:
-        """Until the worker drains."""
+        """Until cancelled."""
         intake, dealing, backoff = self._intake, self._dealing, Backoff()
-        while dealing.open:
+        while True:
             want = intake.want(dealing.live_slots(intake))
             if want < 1:
                 intake.room.clear()
@@ -46,10 +46,6 @@ class Receiver:
             except EngineUnavailable:
                 await backoff.pause()
                 continue
-            except HandleMisused:
-                if self._dealing.open:
-                    raise
-                return  # closed while it waited
             backoff.reset()
             intake.received(len(batch), want)
             if batch:

@@ -45,6 +45,7 @@ from beltline.worker.slots import Lane
 from beltline.worker.wire import Wire
 
 NOTES_S = 0.1  # progress of one delivery is passed on this often at most
+WATCH_MS = 1_000
 CLOSE_S = 10.0  # for the resources; the supervisor is not more patient either
 
 
@@ -81,7 +82,7 @@ class Runner:
             policies = {policy.task: policy for policy in app.policies()}
             self.conducts = {name: Conduct(app, task, policies[name], self._resources) for name, task in app.tasks.items()}
             self._stages = {name: frozenset(stage.name for stage in plan.stages) for name, plan in app.plans.items()}
-        except BaseException as error:  # whatever the user's module raises while it loads, the supervisor must hear of it
+        except BaseException as error:  # noqa: BLE001  # whatever the user's module raises while it loads, the supervisor must hear of it
             if self._stop.is_set():
                 return 0
             found = failure_of(error)
@@ -243,7 +244,8 @@ def _watch_for_end(fd: int) -> None:
     """End the process when the other end of the socket is closed, even while a task blocks the event loop."""
     poll = select.poll()
     poll.register(fd, 0)  # only hang-up and error, which are always reported
-    poll.poll()
+    while not poll.poll(WATCH_MS):  # again and again, because a poll does not notice that a task has closed our own end
+        pass
     os._exit(1)
 
 

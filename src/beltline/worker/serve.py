@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from beltline.app import App
 from beltline.core.errors import UsageError
@@ -107,7 +107,7 @@ class Worker:
             await asyncio.wait([task])
             raise
 
-    async def __aenter__(self) -> "Worker":
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

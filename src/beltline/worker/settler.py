@@ -23,11 +23,12 @@ BATCH = 5_000
 
 
 class Settler:
-    """`settled`, `lost`: how many answers of each kind since the start. `on_room` is called when a full settler has room again."""
+    """`settled`, `lost`: how many answers of each kind since the start; `parked`: releases of tasks nobody here knows. `on_room` is called when a full settler has room again."""
 
     def __init__(self, store: Store, events: Events, policies: Mapping[str, TaskPolicy], *, on_room: Callable[[], None]) -> None:
         self.settled = 0
         self.lost = 0
+        self.parked = 0
         self._store = store
         self._events = events
         self._policies = policies
@@ -38,6 +39,7 @@ class Settler:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._parked_tasks: set[str] = set()
         self._known_lost: set[tuple[str, int]] = set()
 
     @property
@@ -75,12 +77,11 @@ class Settler:
             await self._wake.wait()
             self._wake.clear()
             while self._settlements:
-                was_full = self.full
                 deliveries, settlements = self._deliveries[:BATCH], self._settlements[:BATCH]
                 del self._deliveries[:BATCH], self._settlements[:BATCH]
                 self._in_flight = deliveries
                 answers = await self._settle(settlements)
-                self._in_flight = []
+                was_full, self._in_flight = self.full, []  # full now, not when the batch went out: it fills up while it waits
                 self._conclude(deliveries, settlements, answers)
                 if was_full and not self.full:
                     self._on_room()
@@ -114,10 +115,9 @@ class Settler:
         self.settled += done
         if done < len(answers):
             self._report_lost([d for d, answer in zip(deliveries, answers, strict=True) if answer is not Settled.DONE])
-        if log.isEnabledFor(logging.INFO):
-            for delivery, settlement, answer in zip(deliveries, settlements, answers, strict=True):
-                if type(settlement.outcome) is not Ack and answer is Settled.DONE:
-                    self._tell(delivery, settlement.outcome)
+        for delivery, settlement, answer in zip(deliveries, settlements, answers, strict=True):
+            if type(settlement.outcome) is not Ack and answer is Settled.DONE:
+                self._tell(delivery, settlement.outcome)
         if self._events.wanted:
             ended = zip(deliveries, settlements, answers, strict=True)
             self._events.emit([_event(d, settlement.outcome) for d, settlement, answer in ended if answer is Settled.DONE])
@@ -132,7 +132,7 @@ class Settler:
                 log.warning("%s %s: the lease was lost, its outcome is not written", delivery.message.task, delivery.message.id)
 
     def _tell(self, delivery: Delivery, outcome: Outcome) -> None:
-        """What an operator wants to read about a delivery that did not succeed, with what happens next."""
+        """Count it, and say what an operator wants to read about a delivery that did not succeed, with what happens next."""
         message = delivery.message
         match outcome:
             case RetryAfter(lost=True):
@@ -153,7 +153,13 @@ class Settler:
                 )
             case DeadLetter():
                 log.error("%s %s is dead-lettered: %s (%s)", *_of(delivery), outcome.reason, _kind(outcome.failure))
-            case Release() if outcome.why not in ("", PARKED):
+            case Release() if outcome.why == PARKED:
+                self.parked += 1
+                if message.task not in self._parked_tasks:
+                    self._parked_tasks.add(message.task)
+                    known = ", ".join(sorted(self._policies)) or "none"
+                    log.warning("nobody here knows task %s (or its chain): parked, no attempt spent. This worker knows: %s", message.task, known)
+            case Release() if outcome.why:
                 log.info("%s %s is released: %s", *_of(delivery), outcome.why)
 
 

@@ -358,7 +358,7 @@ class InContext(Awaitable[Any]):
             while True:
                 try:
                     sent = yield waits_for
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001  # it belongs to the coroutine inside
                     waits_for = run(work.throw, error)
                 else:
                     waits_for = run(work.send, sent)

@@ -46,6 +46,7 @@ log = logging.getLogger("beltline.worker")
 TICK_S = 0.1
 STALL_S = 1.0  # what is received ahead and finds no slot for so long goes back to the store
 BURST_S = 0.2
+PAUSE_S = 0.01
 KILL_S = 5.0  # for what should take an instant: the end of a killed process, of a receive, of the last settle
 
 OK, FAILED, USAGE, ENGINE = 0, 1, 2, 4  # exit codes; a forced stop says 128 + signal
@@ -337,18 +338,21 @@ class Supervisor:
                 self.crew.check_memory(self.config.max_rss_bytes)
             if self.dealing.open:
                 self._loosen(now)
+                self.dealing.deal_all()  # a runner may have gone, a pause be over: what waits needs no event of its own
 
     def _loosen(self, now: float) -> None:
         """What was received ahead for fast tasks, and now waits behind slow ones, goes where somebody has a slot: another runner, another worker."""
         for intake in self.dealing.intakes.values():
             if intake.stalled(now, STALL_S):
-                given = list(intake.ahead)
-                intake.ahead.clear()
-                for delivery in given:
+                intake.slow_down()
+                for delivery in intake.take(len(intake.ahead)):
                     self.settler.end(delivery, Release(why="received ahead, but the slots are busy"))
         for child in self.crew.children:
             quiet = child.stage is Stage.READY and now - max(child.idle_at, child.asked_back_at) > STALL_S
-            if quiet and any(len(lane.held) > lane.slots for lane in child.lanes):
+            waiting = [lane.intake for lane in child.lanes if lane.intake is not None and len(lane.held) > lane.slots] if quiet else []
+            for intake in waiting:
+                intake.slow_down()
+            if waiting:
                 child.take_back()
 
     async def _pass_notes_on(self) -> None:
@@ -360,7 +364,7 @@ class Supervisor:
             if newest and isinstance(self.store.engine, Results):
                 try:
                     notes = list(newest.items())
-                    await self.store.ask("progress", lambda engine, notes=notes: engine.progress(notes))  # type: ignore[misc, attr-defined]
+                    await self.store.ask("progress", lambda engine, notes=notes: engine.progress(notes))  # type: ignore[misc]
                 except BeltlineError as error:
                     log.debug("progress is not kept: %s", error)
             await asyncio.sleep(TICK_S)
@@ -386,9 +390,10 @@ class Supervisor:
         dealing, crew = self.dealing, self.crew
         dealing.open = crew.open = False
         log.info("draining: %d are running", sum(child.busy for child in crew.children))
+        for receiver in receivers:
+            receiver.cancel()
         for intake in dealing.intakes.values():
             self._give_up(intake.empty())
-            intake.room.set()
         for child in tuple(crew.children):
             if child.stage < Stage.READY:
                 crew.kill(child, DRAINED, set())
@@ -407,14 +412,11 @@ class Supervisor:
         for child in tuple(crew.children):
             if child.held:
                 crew.kill(child, DRAINED, set())
-        deadline = monotonic() + KILL_S
-        while any(child.held for child in crew.children) and monotonic() < deadline:
-            await asyncio.sleep(0.01)
-        _, late = await asyncio.wait(receivers, timeout=KILL_S)
-        for receiver in late:
-            receiver.cancel()
-        for intake in dealing.intakes.values():
-            self._give_up(intake.empty())
+        for _ in range(round(KILL_S / PAUSE_S)):
+            if not any(child.held for child in crew.children):
+                break
+            await asyncio.sleep(PAUSE_S)
+        await asyncio.wait(receivers, timeout=KILL_S)
         try:
             async with asyncio.timeout(KILL_S if self._at_once.is_set() else max(KILL_S, self.config.drain_s)):
                 await self.settler.flush()
@@ -445,7 +447,7 @@ class Supervisor:
         """Runners close their resources; the store is told goodbye."""
         deadline = monotonic() + (0.0 if self._at_once.is_set() else 12.0)
         while self.crew.children and monotonic() < deadline and not self._at_once.is_set():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(PAUSE_S)  # tick() is what turns their ends into facts
             self.crew.tick(monotonic(), needed_lone=0)
         try:
             if self.heartbeat is not None:
