@@ -43,7 +43,7 @@ _QUEUE_NUMBERS = ("max_backlog", "high_water", "low_water", "ageing_s", "max_del
 class App:
     """Declares tasks and chains and reaches one engine.
 
-    `url`: sqlite:///beltline.db unless given here or by BELTLINE_URL, beltline.toml or [tool.beltline]. `durability`: "disk" (default), "os", "memory".
+    `url`: sqlite:///beltline.db unless given here, or by BELTLINE_URL, beltline.toml or [tool.beltline], in this order; a command line's --url wins over all. `durability`: "disk" (default), "os", "memory".
     `max_body`: largest body in bytes (1 MiB). Nothing is opened before the first send or worker.
     """
 

@@ -178,12 +178,14 @@ def test_chain_watch_ends_when_nothing_runs(beltline, store, tasks):
     assert json.loads(said.out)["running"] == 0
 
 
-def test_an_app_whose_url_differs_from_the_configured_one_is_told(run, folder, tasks, store):
+def test_what_the_code_says_of_the_engine_wins_over_the_environment_and_is_told(run, folder, tasks, store, monkeypatch):
     tasks.write_text(tasks.read_text().replace("App()", 'App("sqlite:///code.db")'))
-    assert "the app's code says sqlite:///code.db, --url says sqlite:///beltline.db" in run("chain", "ls", "--url", "sqlite:///beltline.db").err
     said = run("send", "double", "1")
     assert (said.code, said.err) == (0, "")
     assert (folder / "code.db").exists()
+    monkeypatch.setenv("BELTLINE_URL", "sqlite:///env.db")
+    assert "the app's code says sqlite:///code.db, BELTLINE_URL says sqlite:///env.db: using the former" in run("chain", "ls").err
+    assert not (folder / "env.db").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------- completion

@@ -31,7 +31,7 @@ def _common_options() -> list[click.Option]:
         click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
         click.Option(["--quiet", "quiet"], is_flag=True, help="Print only ids or names."),
         click.Option(
-            ["--url", "--engine", "url"], metavar="URL", help="The engine (else BELTLINE_URL, beltline.toml, the app's own, sqlite:///beltline.db)."
+            ["--url", "--engine", "url"], metavar="URL", help="The engine (else the app's own, BELTLINE_URL, beltline.toml, sqlite:///beltline.db)."
         ),
         click.Option(["--config", "config_file"], metavar="FILE", type=click.Path(path_type=Path), help="Read this file instead of beltline.toml."),
         click.Option(
@@ -145,14 +145,12 @@ class Session:
 
     # ---------------------------------------------------------------------------------------------------------- engine
     def url_for(self, app: "App | None" = None) -> str:
-        """Flag, environment and files win over what the app's code says; that wins over the default."""
-        if app is None:
+        """A flag wins over what the app's code says; that wins over environment and files: the rule of App.url, so that all processes meet at one store."""
+        if app is None or self.config.origin("url").startswith("--"):
             return self.config.url
-        if self.config.origin("url") == "default":
-            return app.url
-        if app.url not in (self.config.url, app.config.url):
-            self.out.warn(f"the app's code says {redact(app.url)}, {self.config.origin('url')} says {redact(self.config.url)}: using the latter")
-        return self.config.url
+        if self.config.origin("url") != "default" and app.url != self.config.url:
+            self.out.warn(f"the app's code says {redact(app.url)}, {self.config.origin('url')} says {redact(self.config.url)}: using the former")
+        return app.url
 
     @property
     def durability(self) -> str | None:

@@ -81,9 +81,11 @@ def worker_config(
     from beltline.worker.config import WorkerConfig
 
     settings = session.config
+    if session.config_file is not None:
+        os.environ["BELTLINE_CONFIG"] = str(session.config_file.absolute())  # the runners read the same file
     return WorkerConfig(
         app=session.app_name(needed_for="a worker"),
-        url=settings.url if settings.origin("url") != "default" else "",
+        url=settings.url if settings.origin("url").startswith("--") else "",  # else the app says, as in every other process of it
         queues={name: (slots.least, slots.most) for name, slots in settings.served.items()},
         slots=settings.slots,
         runners=runners,
