@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from beltline.app import App
 from beltline.core.errors import UsageError
+from beltline.portal import Portal
 from beltline.worker.config import WorkerConfig
 from beltline.worker.supervisor import Supervisor
 
@@ -61,7 +62,7 @@ async def _drain_on(stop: asyncio.Event, supervisor: Supervisor) -> None:
 
 
 class Worker:
-    """A worker inside your program: `async with Worker(app, in_process=True): …`, or start() and stop(). Both may be called twice.
+    """A worker inside your program: `with` or `async with Worker(app, in_process=True): …`, or start() and stop(). Both may be called twice.
 
     `app`: an App, or where to find one. Options are those of WorkerConfig. With an App and `in_process` the runner uses that very App and its engine;
     with processes the runners load it anew from `app.spec`.
@@ -78,6 +79,7 @@ class Worker:
             config = replace(config, url=app.url)
         self.config = config
         self._app = app if isinstance(app, App) else None
+        self._portal = Portal()
         self.supervisor: Supervisor | None = None
         self._task: asyncio.Task[int] | None = None
 
@@ -113,3 +115,12 @@ class Worker:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.stop()
+
+    def __enter__(self) -> Self:
+        """For synchronous code: the worker runs in an event loop of its own thread."""
+        self._portal.run(self.start())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._portal.run(self.stop())
+        self._portal.stop()
