@@ -111,14 +111,14 @@ def figure_chain(given: argparse.Namespace) -> None:
 def figure_latency(given: argparse.Namespace) -> None:
     """Another process sends to an idle worker: send() called until the task starts, in ms."""
     count = 500
-    code = """
+    code = f"""
 import time
 from bench.tasks import app, echo
 with app:
     for n in range(-20, {count}):
         time.sleep(0.01)
         echo.send(max(n, 0), time.monotonic())
-""".format(count=count)
+"""
     with rig.place(given.engine, given.durability, count) as at, rig.worker(at, ["echo:10"]) as process:
         time.sleep(2)
         rig.python(at, code)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; _PLACES below is the sa
     from beltline.tasks import Task
     from beltline.worker.serve import Worker
 
+    __version__: str
+
 __all__ = [
     "App",
     "BeltlineError",

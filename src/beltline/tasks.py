@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Coroutine
-from functools import cached_property, update_wrapper
+from functools import update_wrapper
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from beltline.chains import Joint, Stage
@@ -66,6 +66,7 @@ class Task(Sendable[P, R], Joint[P, R]):
         self.kind = _kind(self.name, kind, self.is_async)
         self.priority = limits.priority(priority)
         self.unique_s = 0.0 if unique is False else 300.0 if unique is True else limits.seconds("unique", unique, most=limits.MAX_DEDUP_WINDOW_S)
+        self._signature: Signature | None = None
         self._retry = as_retry(retry)
         self._timeout_s = limits.seconds("timeout", timeout, least=0.001, most=limits.MAX_LEASE_S)
         self._result_ttl_s = limits.seconds("result_ttl", result_ttl, most=limits.MAX_DELAY_S)
@@ -81,11 +82,14 @@ class Task(Sendable[P, R], Joint[P, R]):
     def _target(self) -> Target:
         return self
 
-    @cached_property
+    @property
     def signature(self) -> Signature:
-        return Signature(self.name, self.fn)
+        """Made at the first use, when all annotations can be resolved. Raises TaskInvalid."""
+        if self._signature is None:
+            self._signature = Signature(self.name, self.fn)
+        return self._signature
 
-    @cached_property
+    @property
     def policy(self) -> TaskPolicy:
         """What workers must know, as data."""
         return TaskPolicy(

@@ -217,7 +217,7 @@ def run(
         "starts": starts,
         "seconds": round(time.monotonic() - began, 1),
     }
-    return {"findings": {**findings, "outlived": outlived}, **facts, "output": tail}
+    return {"findings": {**findings, "outlived": outlived}, **facts, "left": left, "output": tail}
 
 
 async def _declare(app: App, line: App) -> None:

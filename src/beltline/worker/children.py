@@ -24,6 +24,8 @@ from beltline.worker.intake import Intake
 from beltline.worker.marks import Marks, new_page
 from beltline.worker.wire import Wire
 
+WAIT_S = 5.0  # for a killed process to be gone
+
 
 class Stage(IntEnum):
     STARTING = 0
@@ -219,7 +221,8 @@ class ProcessChild(Child):
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # killed, but held in the kernel: its number stays ours
+            self._process.wait(timeout=WAIT_S)
         super().forget()
 
 

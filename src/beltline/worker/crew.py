@@ -30,9 +30,9 @@ LATE_S = 1.0  # between two requests to return what has not started
 
 
 class Boss(Protocol):
-    """Who is told."""
+    """Who is told. `on_hello` answers whether the runner may begin; if not, `lay_out` lets it begin later."""
 
-    def on_hello(self, child: Child, hello: Hello) -> None: ...
+    def on_hello(self, child: Child, hello: Hello) -> bool: ...
 
     def on_ready(self, child: Child) -> None: ...
 
@@ -72,6 +72,7 @@ class Crew:
         self._url = explicit_url
         self._laid_out = False
         self._number = 0
+        self._lone_pauses: list[float] = []
 
     # ---- starting
 
@@ -126,6 +127,8 @@ class Crew:
         return child
 
     def _begin(self, child: Child) -> None:
+        if child.lanes:
+            return
         post = self._post_of(child)
         if post is not None:
             child.begin(post.layout)
@@ -144,8 +147,7 @@ class Crew:
             case Hello():
                 child.stage = max(child.stage, Stage.LOADED)
                 child.hello = frame
-                self._boss.on_hello(child, frame)
-                if self._laid_out and child.stage is Stage.LOADED:
+                if self._boss.on_hello(child, frame) and self._laid_out and child.stage is Stage.LOADED:
                     self._begin(child)
             case Ready():
                 self._on_ready(child)
@@ -252,6 +254,8 @@ class Crew:
         self.children.remove(child)
         if child in self.lone:
             self.lone.remove(child)
+            if not clean and not child.doomed:
+                self._lone_pauses.append(child.started_at + RESTART_LEAST_S)
         for other in self.children:
             if other.before is child:
                 other.before = None
@@ -282,7 +286,9 @@ class Crew:
         """See to it that `count` lone runners are free or on their way."""
         coming = sum(1 for child in self.lone if child.stage < Stage.READY or (child.stage is Stage.READY and not child.held))
         staying = sum(1 for child in self.lone if child.stage < Stage.RETIRING)
-        for _ in range(min(count - coming, most - staying)):
+        now = monotonic()
+        self._lone_pauses = [until for until in self._lone_pauses if until > now]  # places whose runner has just died
+        for _ in range(min(count - coming, most - staying - len(self._lone_pauses))):
             if self.open:
                 self.lone.append(self._spawn(alone=True))
 

@@ -57,7 +57,9 @@ class Intake:
         live_slots = min(self.slots, live_slots)
         if live_slots == 0:
             return 0
-        missing = live_slots + self._reach - self.held
+        # Suspects wait for a lone runner, not for a slot: up to as many as there are slots, they hold up nobody.
+        patient = 0 if self.processes else min(len(self.alone), self.slots)
+        missing = live_slots + self._reach - self.held + patient
         return missing if missing > self._reach // 2 else 0
 
     def received(self, count: int, wanted: int) -> None:

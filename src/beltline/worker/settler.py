@@ -161,6 +161,8 @@ class Settler:
                     log.warning("nobody here knows task %s (or its chain): parked, no attempt spent. This worker knows: %s", message.task, known)
             case Release() if outcome.why:
                 log.info("%s %s is released: %s", *_of(delivery), outcome.why)
+            case _:
+                pass  # nothing an operator wants to read
 
 
 def _ran_s(outcome: Outcome) -> float:

@@ -23,6 +23,7 @@ from beltline.core.message import Delivery
 from beltline.core.names import QueueName
 from beltline.core.outcome import Release
 from beltline.core.policy import TaskPolicy
+from beltline.core.queues import QueueSpec
 from beltline.engines.protocol import Engine, Results
 from beltline.events import Events
 from beltline.upkeep.retention import Retention
@@ -77,6 +78,9 @@ class Supervisor:
         self._at_once = asyncio.Event()
         self._serving = False
         self._forced = 0
+        self._specs: list[QueueSpec] = []
+        self._new: Hello | None = None
+        self._adopting = asyncio.Event()
         self._notes: list[Notes] = []
         self._noted = asyncio.Event()
         self.store: Store
@@ -128,6 +132,8 @@ class Supervisor:
                 child.kill()
                 child.forget()
             self.crew.children.clear()
+            if self._serving:
+                await self.store.close()  # does nothing if that has happened
         return self._forced or self._code
 
     def _fail(self, error: BaseException) -> None:
@@ -174,9 +180,14 @@ class Supervisor:
                 beside.append(group.create_task(Retention(lambda: self.store.engine, history_s=self.config.history_s).run()))
             if self.config.burst:
                 beside.append(group.create_task(self._watch_burst(intakes)))
-            receivers = [
-                group.create_task(Receiver(self.store, self.dealing, intake, worker=self.id, lease_s=self.config.lease_s).run()) for intake in intakes
-            ]
+            receivers: list[asyncio.Task[None]] = []
+
+            def receive(intake: Intake) -> None:
+                receivers.append(group.create_task(Receiver(self.store, self.dealing, intake, worker=self.id, lease_s=self.config.lease_s).run()))
+
+            for intake in intakes:
+                receive(intake)
+            beside.append(group.create_task(self._adopt_for_ever(receive)))
             await self._drain.wait()
             await self._run_dry(receivers)
             for task in beside:
@@ -224,8 +235,29 @@ class Supervisor:
 
         return Store(make(), make)
 
+    async def _adopt_for_ever(self, receive: Callable[[Intake], None]) -> None:
+        """New code may bring new queues: declare them, and serve them if the worker serves all. The runners that brought them begin afterwards."""
+        while True:
+            await self._adopting.wait()
+            self._adopting.clear()
+            assert self._new is not None
+            backoff = Backoff()
+            while (hello := self._new) is not None:
+                try:
+                    await self.store.declare(hello.specs)
+                except EngineUnavailable:
+                    await backoff.pause()
+                    continue
+                before = set(self.dealing.intakes)
+                self._serve(hello)
+                for name in self.dealing.intakes.keys() - before:
+                    receive(self.dealing.intakes[name])
+                self.crew.lay_out(list(self.dealing.intakes.values()))
+                if self._new is hello:
+                    self._new = None
+
     def _serve(self, hello: Hello) -> list[Intake]:
-        """The intakes of the queues this worker serves."""
+        """The intakes of the queues this worker serves; those it has already stay as they are."""
         known = {spec.name for spec in hello.specs}
         chosen = {name: most for name, (_, most) in self.config.queues.items()} or dict.fromkeys(sorted(known), self.config.slots)
         strange = [name for name in chosen if name not in known]
@@ -238,17 +270,24 @@ class Supervisor:
         alone |= {stage.queue for plan in hello.plans for stage in plan.stages if stage.task in processes}
         for name, slots in chosen.items():
             queue = QueueName(name)
-            self.dealing.intakes[queue] = Intake(queue, slots, processes=name in alone)
+            intake = self.dealing.intakes.setdefault(queue, Intake(queue, slots, processes=name in alone))
+            intake.processes |= name in alone
         return list(self.dealing.intakes.values())
 
     # ---- what the crew tells
 
-    def on_hello(self, child: Child, hello: Hello) -> None:
+    def on_hello(self, child: Child, hello: Hello) -> bool:
         assert self._hello is not None
         if not self._hello.done():
             self._hello.set_result(hello)
-        else:
-            self._policies.update({policy.task: policy for policy in hello.policies})
+            self._specs = hello.specs
+            return True
+        self._policies.update({policy.task: policy for policy in hello.policies})
+        if hello.specs == self._specs and self._new is None:
+            return True
+        self._specs, self._new = hello.specs, hello
+        self._adopting.set()
+        return False
 
     def on_ready(self, child: Child) -> None:
         self.dealing.join(child)

@@ -65,9 +65,9 @@ class Bell:
         if not self._usable:
             return
         try:
-            changed = os.stat(self._folder).st_mtime_ns
+            changed = self._folder.stat().st_mtime_ns
             if changed != self._seen:
-                self._others = [name for name in os.listdir(self._folder) if name != self._name]
+                self._others = [path.name for path in self._folder.iterdir() if path.name != self._name]
                 # Times of folders move in ticks of some milliseconds: a look within the same tick may have missed somebody.
                 self._seen = changed if time.time_ns() - changed > TICK_NS else -1
         except OSError:
@@ -86,7 +86,7 @@ class Bell:
             pass  # it has hints enough
         except (ConnectionRefusedError, FileNotFoundError):
             with contextlib.suppress(OSError):
-                os.unlink(path)  # left behind by a process that was killed
+                Path(path).unlink()  # left behind by a process that was killed
             self._seen = -1
         except OSError:
             pass

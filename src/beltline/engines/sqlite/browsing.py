@@ -35,6 +35,8 @@ from beltline.engines.sqlite.runbook import RUN_WORDS
 OUTCOME_WORDS = ("", Ended.SUCCEEDED.value, Ended.CANCELLED.value, Ended.EXPIRED.value)
 LOOKED_AT = 1000  # ready messages among which the oldest is looked for; the first in line are the oldest but for priorities
 
+DUE = "SELECT count(*), min(due) FROM message INDEXED BY message_delayed WHERE queue = ? AND state = 0 AND due <= ?"
+OVER = "SELECT count(*), min(due) FROM message INDEXED BY message_leased WHERE queue = ? AND state = 2 AND due <= ?"
 _failure = msgspec.msgpack.Decoder(Failure).decode
 _gather = msgspec.msgpack.Decoder(Gather).decode
 _worker = msgspec.msgpack.Decoder(WorkerView).decode
@@ -62,7 +64,7 @@ def counts(tx: Ledger, name: str) -> Counts:
     queue = tx.queue(name)
     n, now, sql = queue.n, tx.now, tx.sql
     ready, delayed, leased, dead, done, parked = sql("SELECT ready, delayed, leased, dead, done, parked FROM tally WHERE queue = ?", (n,)).get
-    due, first_due = sql("SELECT count(*), min(due) FROM message INDEXED BY message_delayed WHERE queue = ? AND state = 0 AND due <= ?", (n, now)).get
+    due, first_due = sql(DUE, (n, now)).get
     over, first_over = sql(
         "SELECT count(*), min(due) FROM message INDEXED BY message_leased WHERE queue = ? AND state = 2 AND due <= ?", (n, now)
     ).get
@@ -141,7 +143,7 @@ def _views(tx: Ledger, rows: Sequence[tuple[Any, ...]]) -> list[MessageView]:
 
 
 def _view(tx: Ledger, row: tuple[Any, ...], attempts: list[AttemptView]) -> MessageView:
-    seq, key, queue, task, state, epoch, failed, lost, sent, due, outcome, why, worker, blocked, head, body, started, ran, asked, progress = row
+    _, key, queue, task, state, epoch, failed, lost, sent, due, outcome, why, worker, blocked, head, body, started, ran, asked, progress = row
     shown = _shown(state, due, tx.now)
     ended = OUTCOME_WORDS[outcome or 0]
     if ran is not None:  # an ack stands in the row itself

@@ -13,7 +13,7 @@ from beltline.core.queues import QueueSpec
 from beltline.core.views import MessageFilter
 from beltline.engines.sqlite import lanes
 from beltline.engines.sqlite.endings import drop, end, give_up, moved, note, revived, unask
-from beltline.engines.sqlite.facts import Fact, by_id, select
+from beltline.engines.sqlite.facts import Fact, by_id, current, select
 from beltline.engines.sqlite.ledger import TASK, Ledger
 from beltline.engines.sqlite.rows import key_of
 from beltline.engines.sqlite.runbook import CANCELLED, DEAD, RUNNING
@@ -82,7 +82,7 @@ def hurry(tx: Ledger, ids: Sequence[MessageId]) -> int:
             continue
         moved(tx, fact, State.READY)
         rank = rank_ms(tx.by_number[fact.queue], tx.now, fact.priority)
-        tx.sql("UPDATE message SET state = 1, due = ?, rank = ?, why = NULL WHERE seq = ?", (tx.now, rank, fact.seq))
+        tx.sql("UPDATE message SET state = 1, due = ?1, since = ?1, rank = ?2, why = NULL WHERE seq = ?3", (tx.now, rank, fact.seq))
         tx.woken.add(fact.queue)
         hurried += 1
     return hurried
@@ -104,7 +104,7 @@ def redrive(tx: Ledger, where: MessageFilter, limit: int, target: str | None, af
         tx.tally(queue.n).add(State.READY, 1)
         # In a group it stands behind first; `reorder` lets the right one stand in the queue.
         tx.sql(
-            "UPDATE message SET state = 1, queue = ?, due = ?, rank = ?, failed = 0, lost = 0, why = NULL, blocked = ? WHERE seq = ?",
+            "UPDATE message SET state = 1, queue = ?1, due = ?2, since = ?2, rank = ?3, failed = 0, lost = 0, why = NULL, blocked = ?4 WHERE seq = ?5",
             (queue.n, tx.now, rank_ms(queue, tx.now, fact.priority), fact.group is not None, fact.seq),
         )
         fact.state = State.READY
@@ -123,7 +123,8 @@ def redrive(tx: Ledger, where: MessageFilter, limit: int, target: str | None, af
 def delete(tx: Ledger, where: MessageFilter, limit: int) -> int:
     facts = dead(tx, where, limit, 0)
     for fact in facts:
-        end(tx, fact, Ended.CANCELLED, "deleted")
+        if current(tx, fact):
+            end(tx, fact, Ended.CANCELLED, "deleted")
     return len(facts)
 
 
@@ -191,13 +192,15 @@ def purge(tx: Ledger, name: str, before: int) -> tuple[int, bool]:
     facts: list[Fact] = []
     for index, state in (("message_delayed", 0), ("message_ready", 1), ("message_dead", 4)):
         if len(facts) < PIECE:
-            facts += select(tx, f"INDEXED BY {index} WHERE queue = ? AND state = {state} AND seq < ? LIMIT ?", (queue.n, before, PIECE - len(facts)))
+            facts += select(tx, purge_of(index, state), (queue.n, before, PIECE - len(facts)))
     expired = "INDEXED BY message_leased WHERE queue = ? AND state = 2 AND due <= ? AND seq < ? LIMIT ?"
     if len(facts) < PIECE:
         facts += select(tx, expired, (queue.n, tx.now, before, PIECE - len(facts)))
     for fact in sorted(facts, key=lambda fact: fact.seq):
-        now = tx.sql("SELECT state FROM message WHERE seq = ?", (fact.seq,)).get if fact.run is not None else fact.state
-        if now != State.DONE:  # a part that failed its run took others along
-            fact.state = now
+        if current(tx, fact):  # a part that failed its run took others along
             end(tx, fact, Ended.CANCELLED, "purged")
     return len(facts), len(facts) == PIECE
+
+
+def purge_of(index: str, state: int) -> str:
+    return f"INDEXED BY {index} WHERE queue = ? AND state = {state} AND seq < ? LIMIT ?"

@@ -18,13 +18,14 @@ from beltline.core.message import Gather, Message, Part
 from beltline.core.outcome import Ack, Ended, Failure
 from beltline.core.policy import PARKED
 from beltline.engines.sqlite import lanes
-from beltline.engines.sqlite.facts import Fact, select
+from beltline.engines.sqlite.facts import Fact, current, select
 from beltline.engines.sqlite.ledger import WORKER, Ledger
 from beltline.engines.sqlite.runbook import CANCELLED, FAILED, GatherRow, Run
 from beltline.engines.sqlite.storing import store
 from beltline.engines.sqlite.times import ceil_ms
 
 OUTCOMES = {Ended.SUCCEEDED: 1, Ended.CANCELLED: 2, Ended.EXPIRED: 3}
+OF_RUN = "INDEXED BY message_run WHERE run = ? AND state <= 2 ORDER BY seq"
 ATTEMPTS_KEPT = 100  # a message that is parked every five seconds must not grow for ever
 
 
@@ -218,8 +219,9 @@ def give_up(tx: Ledger, run: Run, state: int, why: str) -> None:
     run.state = state
     if state == CANCELLED:
         run.why = why
-    for fact in select(tx, "INDEXED BY message_run WHERE run = ? AND state <= 2 ORDER BY seq", (run.n,)):
-        drop(tx, fact, why)
+    for fact in select(tx, OF_RUN, (run.n,)):
+        if current(tx, fact):
+            drop(tx, fact, why)
 
 
 __all__ = [

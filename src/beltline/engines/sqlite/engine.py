@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from beltline.core import limits
 from beltline.core.capabilities import Capabilities, Durability
 from beltline.core.clock import Clock
-from beltline.core.errors import BodyTooLarge, HandleMisused, NameInvalid
+from beltline.core.errors import BodyTooLarge, HandleMisused, NameInvalid, ValueInvalid
 from beltline.core.lifecycle import State
 from beltline.core.limits import MAX_BODY_BYTES, MAX_LEASE_S
 from beltline.core.message import Delivery, Gather, Message, Receipt
@@ -25,11 +26,12 @@ from beltline.core.queues import Counts, QueueSpec
 from beltline.core.views import GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, WorkerView
 from beltline.engines.sqlite import browsing, control, place, settling, upkeep
 from beltline.engines.sqlite.ledger import Ledger
+from beltline.engines.sqlite.operations import Chore, Operation, Wait
 from beltline.engines.sqlite.reader import Look, Reader
 from beltline.engines.sqlite.receiving import receive
 from beltline.engines.sqlite.sending import send
 from beltline.engines.sqlite.times import Ratchet, WallClock, ceil_ms
-from beltline.engines.sqlite.writer import Chore, Operation, Wait, Writer
+from beltline.engines.sqlite.writer import Writer
 
 T = TypeVar("T")
 
@@ -38,11 +40,9 @@ class _Shared:
     """The threads of one file in this process, and how many engines use them."""
 
     def __init__(self, path: Path, audited: bool) -> None:
-        self.writer = Writer(path, audited=audited)
         self.reader = Reader(path)
-        self.writer.on_poison = self.reader.distrust
+        self.writer = Writer(path, audited=audited, on_poison=self.reader.distrust)
         self.users = 0
-        self.writer.start()
 
 
 _lock = threading.Lock()
@@ -109,23 +109,30 @@ class SqliteEngine:
                 why="SQLite cannot be opened again here.",
                 help="Start processes with spawn or forkserver, or close the engine before the fork.",
             )
-        with _lock:
-            if self._shared is not None:
-                return
-            shared = _shared.get(real)
-            if shared is None:
-                shared = _shared[real] = _Shared(real, self._audit)
-            shared.users += 1
-            self._shared, self._real = shared, real
+        shared = self._join(real)
+        if shared is None:
+            return
         level = self.capabilities.durability
         try:
-            await self._chore(shared, lambda: shared.writer.open_at(level, self._time))
+            await self._chore(shared, lambda: shared.writer.open(level, self._time))
         except BaseException:
             await self._let_go()
             raise
         subscribe = getattr(self._clock, "subscribe", None)
         if subscribe is not None:
             self._unsubscribe = subscribe(shared.writer.look_again)
+
+    def _join(self, real: Path) -> _Shared | None:
+        """Become a user of the file's threads; None if another task of this process has just done it."""
+        with _lock:
+            if self._shared is not None:
+                return None
+            shared = _shared.get(real)
+            if shared is None:
+                shared = _shared[real] = _Shared(real, self._audit)
+            shared.users += 1
+            self._shared, self._real = shared, real
+            return shared
 
     async def close(self) -> None:
         self._check_process()
@@ -147,9 +154,10 @@ class SqliteEngine:
 
     def _leave(self, shared: _Shared, last: bool) -> None:
         shared.writer.end_waits(self)
+        shared.writer.note_time(self._time)
         if last:
             shared.reader.stop()
-            shared.writer.shut()
+            shared.writer.close()
 
     async def _chore(self, shared: _Shared, do: Callable[[], None]) -> None:
         chore = Chore(do)
@@ -175,7 +183,7 @@ class SqliteEngine:
         shared = self._in_use()
         operation = Operation(run, self, self._time, wait=wait, undo=undo)
         shared.writer.submit(operation)
-        value: T = await operation.future
+        value: T = await operation.answer()
         return value
 
     async def _read(self, run: Callable[[Ledger], T]) -> T:
@@ -202,7 +210,7 @@ class SqliteEngine:
         shared = self._in_use()
         operation = Operation(lambda tx: send(tx, messages, gathers), self, self._time, messages=None if gathers else messages)
         shared.writer.submit(operation)
-        sent: list[Sent] = await operation.future
+        sent: list[Sent] = await operation.answer()
         return sent
 
     async def receive(
@@ -220,7 +228,7 @@ class SqliteEngine:
         shared = self._shared
         if shared is not None and deliveries:
             back = [Settlement(delivery.receipt, Release()) for delivery in deliveries]
-            shared.writer.submit(Operation.unanswered(lambda tx: settling.settle(tx, back), self, self._time))
+            shared.writer.submit(Operation(lambda tx: settling.settle(tx, back), self, self._time, answered=False))
 
     async def renew(self, receipts: Sequence[Receipt], *, lease_s: float) -> list[Settled]:
         lease_ms = ceil_ms(limits.seconds("lease_s", lease_s, most=MAX_LEASE_S))
@@ -291,8 +299,9 @@ class SqliteEngine:
         ids: list[MessageId] = []
         after = 0
         while len(ids) < limit:
-            piece, start = min(limit - len(ids), control.PIECE), after
-            moved, after = await self._write(lambda tx, piece=piece, start=start: control.redrive(tx, where, piece, queue, start))
+            moved, after = await self._write(
+                partial(control.redrive, where=where, limit=min(limit - len(ids), control.PIECE), target=queue, after=after)
+            )
             ids += moved
             if not after:
                 break
@@ -307,7 +316,7 @@ class SqliteEngine:
         total = 0
         while total < limit:
             piece = min(limit - total, control.PIECE)
-            count = await self._write(lambda tx, piece=piece: control.delete(tx, where, piece))
+            count = await self._write(partial(control.delete, where=where, limit=piece))
             total += count
             if count < piece:
                 break
@@ -353,6 +362,4 @@ class SqliteEngine:
 
 def _some_condition(where: MessageFilter) -> None:
     if where.empty:
-        from beltline.core.errors import ValueInvalid
-
         raise ValueInvalid(name="where", value=where, allowed="at least one condition (a queue, a task, ids, …)")

@@ -10,7 +10,8 @@ from beltline.core.names import MessageId
 from beltline.engines.sqlite.ledger import Ledger
 from beltline.engines.sqlite.rows import key_of, place_of, priority_of
 
-COLUMNS = "seq, id, queue, state, epoch, due, rank, failed, lost, started, worker, group_key, run, why, head"
+COLUMNS = "seq, id, queue, state, epoch, due, rank, since, failed, lost, started, worker, group_key, run, why, head"
+BY_ID = f"SELECT {COLUMNS} FROM message WHERE state <> 5 AND id IN (SELECT value FROM carray(?))"
 
 
 class Fact:
@@ -29,6 +30,7 @@ class Fact:
         "rank",
         "run",
         "seq",
+        "since",
         "started",
         "state",
         "why",
@@ -44,6 +46,7 @@ class Fact:
         epoch: int,
         due: int,
         rank: int,
+        since: int,
         failed: int,
         lost: int,
         started: int | None,
@@ -53,7 +56,7 @@ class Fact:
         why: str | None,
         head: bytes | None,
     ) -> None:
-        self.seq, self.key, self.queue, self.state, self.epoch, self.due, self.rank = seq, key, queue, state, epoch, due, rank
+        self.seq, self.key, self.queue, self.state, self.epoch, self.due, self.rank, self.since = seq, key, queue, state, epoch, due, rank, since
         self.failed, self.lost, self.started, self.worker, self.group, self.run, self.why = failed, lost, started, worker, group, run, why
         self.head = head
         self._place: Place | None = None
@@ -84,10 +87,18 @@ def by_id(tx: Ledger, ids: Sequence[str]) -> dict[str, Fact]:
     keys = tuple(key for id in ids if (key := key_of(id)) is not None)
     if not keys:
         return {}
-    rows = tx.sql(f"SELECT {COLUMNS} FROM message WHERE state <> 5 AND id IN (SELECT value FROM carray(?))", (apsw.carray(keys),)).fetchall()
+    rows = tx.sql(BY_ID, (apsw.carray(keys),)).fetchall()
     return {row[1].hex(): Fact(*row) for row in rows}
 
 
 def select(tx: Ledger, where: str, bindings: Iterable[Any]) -> list[Fact]:
     """All rows `where` (SQL of this package, never a user's) finds, read before anything is changed."""
     return [Fact(*row) for row in tx.sql(f"SELECT {COLUMNS} FROM message {where}", tuple(bindings)).fetchall()]
+
+
+def current(tx: Ledger, fact: Fact) -> bool:
+    """Whether the row still is as it was read. Only the end of a message of a run can change others of the same list."""
+    if fact.run is not None:
+        state = tx.sql("SELECT state FROM message WHERE seq = ?", (fact.seq,)).get
+        return bool(state == fact.state)
+    return True

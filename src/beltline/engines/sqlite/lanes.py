@@ -10,6 +10,9 @@ from beltline.engines.sqlite.ledger import Ledger, Queue
 # Conditions in the words of the partial indexes, else SQLite does not use them.
 _LIVE = "message INDEXED BY message_lane WHERE queue = ?1 AND group_key = ?2 AND group_key IS NOT NULL AND state <= 2"
 _DEAD = "message INDEXED BY message_lane_dead WHERE queue = ?1 AND group_key = ?2 AND group_key IS NOT NULL AND state = 4"
+STANDING = f"SELECT seq, state FROM {_LIVE} AND blocked = 0"
+BEHIND = f"SELECT seq FROM {_LIVE} AND blocked = 1 ORDER BY seq LIMIT 1"
+FIRST_DEAD = f"SELECT seq FROM {_DEAD} ORDER BY seq LIMIT 1"
 
 
 def held(tx: Ledger, queue: Queue, group: str) -> bool:
@@ -22,15 +25,15 @@ def held(tx: Ledger, queue: Queue, group: str) -> bool:
 def reorder(tx: Ledger, queue: Queue, group: str) -> None:
     """Let exactly the right message of the group stand in the queue."""
     key = (queue.n, group)
-    standing = tx.sql(f"SELECT seq, state FROM {_LIVE} AND blocked = 0", key).fetchall()
+    standing = tx.sql(STANDING, key).fetchall()
     if any(state == 2 for _, state in standing):
         head = None  # the leased one stands for the group until it ends
     else:
         head = min((seq for seq, _ in standing), default=None)
-        behind = tx.sql(f"SELECT min(seq) FROM {_LIVE} AND blocked = 1", key).get
+        behind = tx.sql(BEHIND, key).get
         if behind is not None and (head is None or behind < head):
             head = behind
-        dead = None if queue.skip_dead else tx.sql(f"SELECT min(seq) FROM {_DEAD}", key).get
+        dead = None if queue.skip_dead else tx.sql(FIRST_DEAD, key).get
         if dead is not None and (head is None or dead < head):
             head = None
     for seq, state in standing:

@@ -137,7 +137,7 @@ class Ledger:
         self.runbook.changed()
         self._hand_outs = self._hand_outs_written = self.sql("SELECT value FROM meta WHERE key = 'hand_outs'").get
         self.next_seq = self.sql("SELECT max((SELECT coalesce(max(seq), 0) + 1 FROM message), (SELECT value FROM meta WHERE key = 'next_seq'))").get
-        clock = self.sql("SELECT coalesce(max(clock), 0) FROM tally").get
+        clock = self.sql("SELECT max((SELECT coalesce(max(clock), 0) FROM tally), (SELECT value FROM meta WHERE key = 'clock'))").get
         if clock > self.now:
             self.now = clock
         declared = self.sql("SELECT value FROM meta WHERE key = 'declared'").get
@@ -237,5 +237,5 @@ class Ledger:
     def any_asked(self) -> bool:
         """Whether any cancellation waits for its worker: nearly always no, so the look-ups behind it are saved."""
         if self.asked is None:
-            self.asked = self.sql("SELECT EXISTS(SELECT 1 FROM asked)").get == 1
-        return self.asked
+            self.asked = bool(self.sql("SELECT EXISTS(SELECT 1 FROM asked)").get)
+        return bool(self.asked)

@@ -19,7 +19,32 @@ from beltline.engines.sqlite.trouble import damaged
 
 # File systems where locks or shared memory of two hosts do not meet; SQLite's WAL cannot live on them.
 NETWORK = frozenset(
-    "nfs nfs4 cifs smb2 smb3 smbfs 9p afs ceph coda glusterfs gfs2 lustre ncpfs ocfs2 beegfs gpfs orangefs pvfs2 virtiofs vboxsf prl_fs webdav davfs".split()
+    [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "9p",
+        "afs",
+        "ceph",
+        "coda",
+        "glusterfs",
+        "gfs2",
+        "lustre",
+        "ncpfs",
+        "ocfs2",
+        "beegfs",
+        "gpfs",
+        "orangefs",
+        "pvfs2",
+        "virtiofs",
+        "vboxsf",
+        "prl_fs",
+        "webdav",
+        "davfs",
+    ]
 )
 NETWORK_FUSE = (
     "fuse.sshfs",

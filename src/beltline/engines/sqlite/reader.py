@@ -57,7 +57,8 @@ class Reader:
 
     def _main(self) -> None:
         while (look := self._inbox.get()) is not None:
-            value, error = None, None
+            value: Any = None
+            error: Exception | None = None
             try:
                 value = self._look(look)
             except BeltlineError as caught:

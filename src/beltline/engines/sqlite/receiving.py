@@ -11,6 +11,7 @@ The fast part is two statements per queue, whatever the limit: one SELECT with t
 import math
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 import apsw
 
@@ -20,18 +21,20 @@ from beltline.core.names import MessageId
 from beltline.core.outcome import Cause, Ended, Failure
 from beltline.core.policy import PARKED, poison
 from beltline.engines.sqlite.endings import asked, die, end, lost
-from beltline.engines.sqlite.facts import Fact, select
+from beltline.engines.sqlite.facts import Fact, current, select
 from beltline.engines.sqlite.ledger import MAX_REMEMBERED, WORKER, Ledger, Queue
 from beltline.engines.sqlite.rows import message
 
-PAGE = 500  # rows that time alone moves, per queue and receive
+BODIES = "SELECT n, data FROM bulk WHERE n IN (SELECT value FROM carray(?))"
+PAGE = 500  # rows that time alone moves, at a time
+PAGES = 40  # and how often per queue and receive: more than that wait for the next one
 LEASE_OVER = Failure(Cause.LEASE_LOST, text="The lease ran out: its worker died or lost touch.")
 
 _WHAT = "seq, id, task, epoch, failed, lost, sent, expires, why, group_key, run, head, body"
 TAKE = f"SELECT {_WHAT} FROM message INDEXED BY message_ready WHERE queue = ? AND state = 1 AND blocked = 0 ORDER BY rank, seq LIMIT ?"
-_AGAIN = f"SELECT {_WHAT} FROM message WHERE seq = ?"
-_LEASE = "UPDATE message SET state = 2, epoch = epoch + 1, due = ?2, started = ?3, worker = ?4 WHERE seq IN (SELECT value FROM carray(?1))"
-_LEASE_MORE = "UPDATE message SET state = 2, epoch = epoch + 1, due = ?2, started = ?3, worker = ?4, why = NULL, expires = NULL WHERE seq IN (SELECT value FROM carray(?1))"
+AGAIN = f"SELECT {_WHAT} FROM message WHERE seq = ?"
+LEASE = "UPDATE message SET state = 2, epoch = epoch + 1, due = ?2, started = ?3, worker = ?4 WHERE seq IN (SELECT value FROM carray(?1))"
+LEASE_MORE = "UPDATE message SET state = 2, epoch = epoch + 1, due = ?2, started = ?3, worker = ?4, why = NULL, expires = NULL WHERE seq IN (SELECT value FROM carray(?1))"
 DUE = "SELECT seq, why FROM message INDEXED BY message_delayed WHERE queue = ? AND state = 0 AND due <= ? ORDER BY due LIMIT ?"
 OVER = "INDEXED BY message_leased WHERE queue = ? AND state = 2 AND due <= ? ORDER BY due, seq LIMIT ?"
 EXPIRED = "INDEXED BY message_expires WHERE queue = ? AND expires IS NOT NULL AND expires <= ? AND state <= 1 ORDER BY expires, seq LIMIT ?"
@@ -48,8 +51,7 @@ def receive(tx: Ledger, names: Sequence[str], limit: int, lease_ms: int, worker:
         if tally.delayed or tally.ready:
             turn(tx, queue)
         if tally.leased:
-            for fact in over(tx, queue, limit - len(deliveries)):
-                deliveries.append(_again(tx, queue, fact, lease_ms, worker))
+            deliveries += [_again(tx, queue, fact, lease_ms, worker) for fact in over(tx, queue, limit - len(deliveries))]
         if tally.ready:
             room = limit - len(deliveries)
             if queue.feeds:
@@ -62,18 +64,21 @@ def receive(tx: Ledger, names: Sequence[str], limit: int, lease_ms: int, worker:
 def turn(tx: Ledger, queue: Queue) -> int:
     """Due -> ready, expired -> done. Returns how many moved."""
     changed = due(tx, queue)
-    while expired := select(tx, EXPIRED, (queue.n, tx.now, PAGE)):
+    for _ in range(PAGES):
+        expired = select(tx, EXPIRED, (queue.n, tx.now, PAGE))
         for fact in expired:
-            if fact.state <= State.READY:  # one that failed its run took others along
+            if current(tx, fact):  # one that failed its run took others along
                 end(tx, fact, Ended.EXPIRED, "")
         changed += len(expired)
+        if len(expired) < PAGE:
+            break
     return changed
 
 
 def due(tx: Ledger, queue: Queue) -> int:
     tally = tx.tally(queue.n)
     changed = 0
-    while tally.delayed:
+    for _ in range(PAGES if tally.delayed else 0):
         rows = tx.sql(DUE, (queue.n, tx.now, PAGE)).fetchall()
         if not rows:
             break
@@ -88,9 +93,9 @@ def due(tx: Ledger, queue: Queue) -> int:
 
 def over(tx: Ledger, queue: Queue, limit: int) -> list[Fact]:
     """Leases that are over: those that may be handed out again, at most `limit`; cancelled and poisonous ones are ended here."""
-    again = []
+    again: list[Fact] = []
     for fact in select(tx, OVER, (queue.n, tx.now, limit + PAGE)):
-        if fact.state != State.LEASED:
+        if not current(tx, fact):
             continue
         reason = asked(tx, fact.seq)
         if reason is not None:
@@ -112,7 +117,7 @@ def _again(tx: Ledger, queue: Queue, fact: Fact, lease_ms: int, worker: str) -> 
         (fact.lost, tx.now + lease_ms, tx.now, number, fact.seq),
     )
     tx.tally(queue.n).dirty = True
-    [row] = tx.sql(_AGAIN, (fact.seq,)).fetchall()
+    [row] = tx.sql(AGAIN, (fact.seq,)).fetchall()
     return _delivery(tx, queue, (*row[:3], row[3] - 1, *row[4:]), tx.now + lease_ms)
 
 
@@ -131,7 +136,11 @@ def _take(tx: Ledger, queue: Queue, room: int, lease_ms: int, worker: str) -> li
     tally.add(State.LEASED, len(rows))
     if not plain:
         tally.parked -= sum(row[8] == PARKED for row in rows)
-    tx.sql(_LEASE if plain else _LEASE_MORE, (apsw.carray(array("q", [row[0] for row in rows])), until, tx.now, tx.number(WORKER, worker)))
+    tx.sql(LEASE if plain else LEASE_MORE, (apsw.carray(array("q", [row[0] for row in rows])), until, tx.now, tx.number(WORKER, worker)))
+    beside = [row[0] * 2 for row in rows if row[12] is None]
+    if beside:
+        bodies = dict(tx.sql(BODIES, (apsw.carray(array("q", beside)),)).fetchall())
+        rows = [(*row[:12], bodies[row[0] * 2]) if row[12] is None else row for row in rows]
     if tx.audited or not plain:
         return [_delivery(tx, queue, row, until) for row in rows]
     if len(tx.leases) > MAX_REMEMBERED:
@@ -139,18 +148,19 @@ def _take(tx: Ledger, queue: Queue, room: int, lease_ms: int, worker: str) -> li
     leases, names, name, n, until_s = tx.leases, tx.names, queue.name, queue.n, until / 1000
     deliveries = []
     for row in rows:
-        seq, key, task, epoch, failed, lost_, sent, _, _, group, run, head, body = row
-        if head is not None or body is None or task not in names:
+        seq, key, task, epoch, failed, lost_, sent, _, _, _, _, head, body = row
+        if head is not None or task not in names:
             deliveries.append(_delivery(tx, queue, row, until))
             continue
         id = key.hex()
         leases[id] = (seq, key, n, None, None, None)
-        made = Message(id=id, queue=name, task=names[task], body=body)
+        made = Message(id=id, queue=name, task=names[task], body=body)  # type: ignore[arg-type]  # NewTypes of str, checked when it was sent
         deliveries.append(Delivery(made, Receipt(id, epoch + 1), failed, lost_, sent / 1000, until_s))
     return deliveries
 
 
-def _delivery(tx: Ledger, queue: Queue, row: tuple, until: int) -> Delivery:  # type: ignore[type-arg]  # a row of _WHAT, epoch before this hand-out
+def _delivery(tx: Ledger, queue: Queue, row: tuple[Any, ...], until: int) -> Delivery:
+    """`row` holds _WHAT, with the epoch before this hand-out."""
     seq, key, task, epoch, failed, lost_, sent, _, _, group, run, head, body = row
     id = key.hex()
     if body is None:

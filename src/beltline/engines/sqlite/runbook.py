@@ -5,16 +5,13 @@ A linear hand-off (-1 for the message that ended, +1 for the next) changes nothi
 
 from array import array
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import apsw
 import msgspec
 
 from beltline.core.message import Gather
 from beltline.core.outcome import Ended, Failure
-
-if TYPE_CHECKING:
-    from beltline.engines.sqlite.ledger import Ledger
 
 RUNNING, DONE, DEAD, FAILED, CANCELLED = range(5)
 RUN_WORDS = ("running", "done", "dead", "failed", "cancelled")
@@ -24,15 +21,24 @@ _RUN = "SELECT n, id, chain, state, open, dead, ended FROM run WHERE"
 _gathers = msgspec.msgpack.Decoder(Gather)
 
 
+class Book(Protocol):
+    """What the runs need of the transaction they stand in."""
+
+    db: apsw.Connection
+    sql: Any
+
+    def number(self, kind: int, text: str) -> int: ...
+
+
 class Run:
     """`last`: how its last message ended, None once a gather went on from there."""
 
     __slots__ = ("chain", "counted", "dead", "ended", "failure", "id", "last", "n", "open", "result", "seen", "state", "touched", "why")
 
-    def __init__(self, n: int, id: str, chain: int, state: int, open: int, dead: int, ended: int, counted: int | None) -> None:
-        self.n, self.id, self.chain, self.state, self.open, self.dead, self.ended = n, id, chain, state, open, dead, ended
+    def __init__(self, n: int, id: str, chain: int, state: int, running: int, dead: int, ended: int, counted: int | None) -> None:
+        self.n, self.id, self.chain, self.state, self.open, self.dead, self.ended = n, id, chain, state, running, dead, ended
         self.counted = counted  # the state run_tally counts it under; None = not yet counted
-        self.seen: tuple[int, int, int] | None = (state, open, dead)  # as it is stored; None = not yet
+        self.seen: tuple[int, int, int] | None = (state, running, dead)  # as it is stored; None = not yet
         self.touched = False
         self.last: Ended | None = None
         self.why: str | None = None
@@ -72,7 +78,7 @@ class GatherRow:
 
 
 class Runbook:
-    def __init__(self, ledger: "Ledger") -> None:
+    def __init__(self, ledger: Book) -> None:
         self._ledger = ledger
         self._runs: dict[int, Run] = {}
         self._by_id: dict[str, Run] = {}
@@ -98,11 +104,10 @@ class Runbook:
         """The run of this id, made if it is new."""
         run = self._by_id.get(id) or self.find(id)
         if run is None:
-            if self._next is None:
-                self._next = self._ledger.sql("SELECT coalesce(max(n), 0) + 1 FROM run").get
-            run = self._keep(Run(self._next, id, self._ledger.number(CHAIN, chain), RUNNING, 0, 0, 0, None))
+            number = int(self._ledger.sql("SELECT coalesce(max(n), 0) + 1 FROM run").get) if self._next is None else self._next
+            run = self._keep(Run(number, id, self._ledger.number(CHAIN, chain), RUNNING, 0, 0, 0, None))
             run.seen = None
-            self._next += 1
+            self._next = number + 1
         return run
 
     def find(self, id: str) -> Run | None:
@@ -120,19 +125,22 @@ class Runbook:
         wanted = [n for n in dict.fromkeys(numbers) if n not in self._runs]
         if len(wanted) > 1:
             for row in self._ledger.sql(f"{_RUN} n IN (SELECT value FROM carray(?))", (apsw.carray(array("q", wanted)),)).fetchall():
-                self._keep(Run(row[0], row[1].hex(), *row[2:], row[3]))
+                self._read_row(*row)
 
     def fetch_ids(self, ids: Iterable[str]) -> None:
         wanted = [id for id in dict.fromkeys(ids) if id not in self._by_id and id not in self._absent]
         if len(wanted) > 1:
             keys = apsw.carray(tuple(bytes.fromhex(id) for id in wanted))
             for row in self._ledger.sql(f"{_RUN} id IN (SELECT value FROM carray(?))", (keys,)).fetchall():
-                self._keep(Run(row[0], row[1].hex(), *row[2:], row[3]))
+                self._read_row(*row)
             self._absent.update(id for id in wanted if id not in self._by_id)
 
     def _read(self, where: str, value: Any) -> Run | None:
         row = self._ledger.sql(f"{_RUN} {where}", (value,)).get
-        return None if row is None else self._keep(Run(row[0], row[1].hex(), *row[2:], row[3]))
+        return None if row is None else self._read_row(*row)
+
+    def _read_row(self, n: int, key: bytes, chain: int, state: int, running: int, dead: int, ended: int) -> Run:
+        return self._keep(Run(n, key.hex(), chain, state, running, dead, ended, state))
 
     def _keep(self, run: Run) -> Run:
         self._runs[run.n] = self._by_id[run.id] = run
@@ -164,7 +172,11 @@ class Runbook:
     def gather(self, id: str) -> GatherRow | None:
         if id not in self._gathers:
             row = self._ledger.sql("SELECT n, run, missing, dead, fired, data FROM gather WHERE id = ?", (bytes.fromhex(id),)).get
-            self._gathers[id] = None if row is None else GatherRow(*row[:5], _gathers.decode(row[5]))
+            if row is None:
+                self._gathers[id] = None
+            else:
+                n, run, missing, dead, fired, data = row
+                self._gathers[id] = GatherRow(n, run, missing, dead, fired, _gathers.decode(data))
         return self._gathers[id]
 
     def answer(self, gather: GatherRow, part: int, value: bytes | None) -> bool:

@@ -19,7 +19,7 @@ import apsw
 from beltline.core.errors import EngineForeign, EngineTooNew
 
 APPLICATION_ID = 0x424C5431  # "BLT1"; at byte 68 of the file
-INLINE_BYTES = 1500  # measured in docs/decisions/0002: above it, rewriting the row costs more than a second row
+INLINE_BYTES = 1000  # above it, a second row costs less than rewriting this one at each change of state (figures: docs/decisions/0002)
 
 _TABLES = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -31,7 +31,9 @@ CREATE TABLE message(
   seq INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE,
   state INTEGER NOT NULL, blocked INTEGER NOT NULL, epoch INTEGER NOT NULL,
   due INTEGER NOT NULL,         -- delayed: ready at; ready: ready since; leased: lease until; done, dead: ended at
-  queue INTEGER NOT NULL, task INTEGER NOT NULL, rank INTEGER NOT NULL, failed INTEGER NOT NULL, lost INTEGER NOT NULL, sent INTEGER NOT NULL,
+  queue INTEGER NOT NULL, task INTEGER NOT NULL,
+  rank INTEGER NOT NULL, since INTEGER NOT NULL,   -- its place among the ready ones, drawn from the instant it was, or will be, ready
+  failed INTEGER NOT NULL, lost INTEGER NOT NULL, sent INTEGER NOT NULL,
   group_key TEXT, run INTEGER,
   expires INTEGER,              -- only until the first hand-out
   started INTEGER, worker INTEGER, ran REAL,
@@ -105,7 +107,7 @@ def migrate(db: apsw.Connection) -> list[str]:
             db.execute(sql)
             db.execute("INSERT OR REPLACE INTO meta(key, value) VALUES('min_reader', ?), ('schema', ?)", (min_reader, number))
             taken.append(name)
-        db.execute("INSERT OR IGNORE INTO meta(key, value) VALUES('declared', 0), ('hand_outs', 0), ('next_seq', 1)")
+        db.execute("INSERT OR IGNORE INTO meta(key, value) VALUES('declared', 0), ('hand_outs', 0), ('next_seq', 1), ('clock', 0)")
         db.execute(f"PRAGMA user_version = {SCHEMA}")
         db.execute("COMMIT")
     except BaseException:

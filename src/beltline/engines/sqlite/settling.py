@@ -48,7 +48,7 @@ def settle(tx: Ledger, settlements: Sequence[Settlement]) -> list[Settled]:
                 plain = False
         else:
             plain = False
-            if not isinstance(outcome, DeadLetter):
+            if isinstance(outcome, (RetryAfter, Release)):
                 limits.seconds("delay_s", outcome.delay_s, most=limits.MAX_DELAY_S)
     if plain and _plain(tx, settlements):
         return [Settled.DONE] * len(settlements)
@@ -139,7 +139,7 @@ def _follow(tx: Ledger, settlements: Sequence[Settlement], held: list[Lease]) ->
                 waiting.extend(ack.then)
             continue
         run = tx.runbook.get(run_number)
-        part = place.parts[-1] if place.parts else None
+        part = place.parts[-1] if place is not None and place.parts else None
         if ack.gathers or part is not None or run.given_up:
             store(tx, waiting)
             waiting = []
@@ -213,7 +213,7 @@ def _back(tx: Ledger, fact: Fact, delay_s: float, why: str, *, keep: bool = Fals
         return
     queue = tx.by_number[fact.queue]
     if keep:
-        ready, rank = min(tx.now, fact.rank + fact.priority * queue.ageing_ms), fact.rank
+        ready, rank = fact.since, fact.rank
     else:
         ready = tx.now + ceil_ms(delay_s)
         rank = rank_ms(queue, ready, fact.priority)
@@ -222,7 +222,7 @@ def _back(tx: Ledger, fact: Fact, delay_s: float, why: str, *, keep: bool = Fals
     if why == PARKED:
         tx.tally(fact.queue).parked += 1
     tx.sql(
-        "UPDATE message SET state = ?, due = ?, rank = ?, failed = ?, lost = ?, why = ?, error = coalesce(?, error) WHERE seq = ?",
+        "UPDATE message SET state = ?1, due = ?2, since = ?2, rank = ?3, failed = ?4, lost = ?5, why = ?6, error = coalesce(?7, error) WHERE seq = ?8",
         (int(state), ready, rank, fact.failed, fact.lost, why, error, fact.seq),
     )
     tx.woken.add(fact.queue)

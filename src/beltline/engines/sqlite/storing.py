@@ -1,8 +1,7 @@
 """New messages become rows: what a send, a hand-off and a gather that fires have in common.
 
-First everything is looked at (queues, known ids, dedup keys, bounds), then everything is written: a refused batch leaves nothing behind. Plain messages
-(nothing but id, queue, task and a small body) go in with one prepared statement and without a look at the ids: the number of rows changed tells whether
-one was there before.
+First everything is looked at (queues, known ids, dedup keys, bounds), then everything is written: a refused batch leaves nothing behind. Simple messages
+go in with one statement per queue and task, and without a look at the ids: the number of rows changed tells whether one was there before.
 """
 
 import math
@@ -28,14 +27,23 @@ from beltline.engines.sqlite.times import ceil_ms
 
 _FOREVER_S = 1e12  # a float of seconds beyond it is no date; whole milliseconds of it still fit 64 bits
 Row = tuple[Any, ...]  # the fields of a Message, in order
-# One statement for any number of plain messages of one queue and task: each value is the id (16 bytes) and the body behind it; rowid counts them from 1.
-PACKED = """INSERT INTO message(seq, id, state, blocked, epoch, due, queue, task, rank, failed, lost, sent, body)
-  SELECT ?1 + c.rowid, substr(c.value, 1, 16), 1, 0, 0, ?2, ?3, ?4, ?2, 0, 0, ?2, substr(c.value, 17) FROM carray(?5) AS c WHERE 1
+# One statement for any number of simple messages of one queue and task: ready at once, no group, no priority, no dedup key, no expiry. Each value is the id
+# (16 bytes) and the body behind it (unless ?6: it goes into bulk), `rowid` counts them from 1. It costs a third of a statement per message and holds the interpreter lock for none of it.
+PACKED = """INSERT INTO message(seq, id, state, blocked, epoch, due, queue, task, rank, since, failed, lost, sent, body)
+  SELECT ?1 + c.rowid, substr(c.value, 1, 16), 1, 0, 0, ?2, ?3, ?4, ?2, ?2, 0, 0, ?2,
+    CASE ?6 WHEN 0 THEN substr(c.value, 17) END FROM carray(?5) AS c WHERE 1
   ON CONFLICT(id) DO NOTHING"""
-PLAIN_EACH = """INSERT INTO message(seq, id, state, blocked, epoch, due, queue, task, rank, failed, lost, sent, body)
-  VALUES(?1, ?2, 1, 0, 0, ?3, ?4, ?5, ?3, 0, 0, ?3, ?6) ON CONFLICT(id) DO NOTHING"""
-_FULL_SQL = """INSERT INTO message(seq, id, state, blocked, epoch, due, queue, task, rank, failed, lost, sent, group_key, run, expires, head, body)
-  VALUES(?, ?, ?, ?, 0, ?, ?, ?, ?, 0, 0, ?, ?, ?, ?, ?, ?)"""
+# The same with a run (12 digits, 0 = none) and a head (its length in 6 digits, then the bytes) between id and body.
+PACKED_HEADS = """INSERT INTO message(seq, id, state, blocked, epoch, due, queue, task, rank, since, failed, lost, sent, run, head, body)
+  SELECT ?1 + c.rowid, substr(c.value, 1, 16), 1, 0, 0, ?2, ?3, ?4, ?2, ?2, 0, 0, ?2, nullif(CAST(substr(c.value, 17, 12) AS INTEGER), 0),
+    nullif(substr(c.value, 35, CAST(substr(c.value, 29, 6) AS INTEGER)), x''),
+    CASE ?6 WHEN 0 THEN substr(c.value, 35 + CAST(substr(c.value, 29, 6) AS INTEGER)) END
+  FROM carray(?5) AS c WHERE 1
+  ON CONFLICT(id) DO NOTHING"""
+BULK = "INSERT OR REPLACE INTO bulk(n, data) VALUES(?, ?)"
+KNOWN = "SELECT id FROM message WHERE id IN (SELECT value FROM carray(?))"
+_FULL_SQL = """INSERT INTO message(seq, id, state, blocked, epoch, due, queue, task, rank, since, failed, lost, sent, group_key, run, expires, head, body)
+  VALUES(?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, ?5, 0, 0, ?9, ?10, ?11, ?12, ?13, ?14)"""
 
 
 def check(tx: Ledger, messages: Sequence[Message], gathers: Sequence[Gather]) -> None:
@@ -58,56 +66,83 @@ def store(tx: Ledger, messages: Sequence[Message], *, bounded: bool = False) -> 
     if not messages:
         return []
     rows = list(map(fields, messages))
-    return _try_plain(tx, rows, bounded) or _store_each(tx, messages, rows, bounded)
+    return _try_simple(tx, rows, bounded) or _store_each(tx, messages, rows, bounded)
 
 
 def store_together(tx: Ledger, messages: Sequence[Message]) -> list[Sent] | None:
-    """Several sends as one, if all is plain and no bound is near: then the answers. None: nothing was written, run them one by one."""
+    """Several sends as one, if all is simple and no bound is near: then the answers. None: nothing was written, run them one by one."""
     rows = list(map(fields, messages))
-    return _try_plain(tx, rows, True) if all(row[1] in tx.by_name for row in rows) else None
+    return _try_simple(tx, rows, True) if all(row[1] in tx.by_name for row in rows) else None
 
 
-def _try_plain(tx: Ledger, rows: list[Row], bounded: bool) -> list[Sent] | None:
+def _try_simple(tx: Ledger, rows: list[Row], bounded: bool) -> list[Sent] | None:
+    heads = False
     for row in rows:
-        if row[4:] != PLAIN or len(row[3]) > INLINE_BYTES:
+        if row[4:] == PLAIN:
+            continue
+        _, priority, delay_s, ready_at, group, dedup_key, _, expires_s, *_ = row[4:]
+        if priority or delay_s or ready_at is not None or group is not None or expires_s is not None or (bounded and dedup_key is not None):
             return None
+        heads = True
     counts = Counter(map(itemgetter(1), rows))
     if bounded:
         for name, count in counts.items():
             if _overflows(tx, tx.queue(name), count):
                 return None
-    return _store_plain(tx, rows, counts)
+    return _store_simple(tx, rows, counts, heads)
 
 
-def _store_plain(tx: Ledger, rows: list[Row], counts: "Counter[str]") -> list[Sent]:
+def _store_simple(tx: Ledger, rows: list[Row], counts: "Counter[str]", heads: bool) -> list[Sent]:
     places = {name: tx.queue(name) for name in counts}
-    runs = [(name, task, list(run)) for (name, task), run in groupby(rows, itemgetter(1, 2))]
-    tasks = {task: tx.task(task) for _, task, _ in runs}
+    same = [(*key, list(run)) for key, run in groupby(rows, _kind)]
+    tasks = {task: tx.task(task) for _, task, _, _ in same}
+    if heads:
+        tx.runbook.fetch_ids(row[14].run for row in rows if row[14] is not None)
     seq, before = tx.next_seq, tx.db.total_changes()
     tx.next_seq += len(rows)
-    if len(runs) * 8 <= len(rows) + 7:
-        first = seq
-        for name, task, run in runs:
-            values = apsw.carray(tuple([bytes.fromhex(row[0]) + row[3] for row in run]))
-            tx.sql(PACKED, (first - 1, tx.now, places[name].n, tasks[task], values))
-            first += len(run)
-    else:
-        now = tx.now
-        tx.many(PLAIN_EACH, [(seq + i, bytes.fromhex(row[0]), now, places[row[1]].n, tasks[row[2]], row[3]) for i, row in enumerate(rows)])
+    first = seq
+    for name, task, large, run in same:
+        if heads:
+            values = [_packed(tx, row, large) for row in run]
+        elif large:
+            values = [bytes.fromhex(row[0]) for row in run]
+        else:
+            values = [bytes.fromhex(row[0]) + row[3] for row in run]
+        tx.sql(PACKED_HEADS if heads else PACKED, (first - 1, tx.now, places[name].n, tasks[task], apsw.carray(tuple(values)), large))
+        first += len(run)
     if tx.db.total_changes() - before == len(rows):
         answers = [Sent(row[0]) for row in rows]
+        beside = [(place * 2, row[3]) for place, row in enumerate(rows, seq) if len(row[3]) > INLINE_BYTES]
     else:
         stored = {place for (place,) in tx.sql("SELECT seq FROM message WHERE seq >= ?", (seq,))}
         answers = [Sent(row[0], Admission.STORED if place in stored else Admission.SAME_ID) for place, row in enumerate(rows, seq)]
-        counts = Counter(row[1] for row, answer in zip(rows, answers, strict=True) if answer.new)
+        beside = [(place * 2, row[3]) for place, row in enumerate(rows, seq) if place in stored and len(row[3]) > INLINE_BYTES]
+        rows = [row for row, answer in zip(rows, answers, strict=True) if answer.new]
+        counts = Counter(map(itemgetter(1), rows))
+    if beside:
+        tx.many(BULK, beside)
     for name, count in counts.items():
         tx.tally(places[name].n).add(State.READY, count)
         tx.woken.add(places[name].n)
+    if heads:
+        for row in rows:
+            if row[14] is not None:
+                tx.runbook.stored(row[14].run, row[14].chain)
     if tx.audited:
-        for row, answer in zip(rows, answers, strict=True):
-            if answer.new:
-                tx.note("send", bytes.fromhex(row[0]), places[row[1]].n, 0, None)
+        for row in rows:
+            tx.note("send", bytes.fromhex(row[0]), places[row[1]].n, 0, tx.runbook.enter(row[14].run, row[14].chain).n if row[14] else None)
     return answers
+
+
+def _kind(row: Row) -> tuple[str, str, bool]:
+    return row[1], row[2], len(row[3]) > INLINE_BYTES
+
+
+def _packed(tx: Ledger, row: Row, large: bool) -> bytes:
+    head, place = row[4:], row[14]
+    data = b"" if head == PLAIN else encode_head(head)
+    run = 0 if place is None else tx.runbook.enter(place.run, place.chain).n
+    return b"%b%012d%06d%b%b" % (bytes.fromhex(row[0]), run, len(data), data, b"" if large else row[3])
 
 
 def _overflows(tx: Ledger, queue: Queue, count: int) -> bool:
@@ -120,7 +155,7 @@ def _overflows(tx: Ledger, queue: Queue, count: int) -> bool:
 def _admit(tx: Ledger, rows: list[Row], bounded: bool) -> list[Sent]:
     """Who is new? Reads only. A hand-off is known by its id alone: dropping a part because of its key would leave its gather waiting for ever."""
     keys = tuple(bytes.fromhex(row[0]) for row in rows)
-    known = {row[0].hex() for row in tx.sql("SELECT id FROM message WHERE id IN (SELECT value FROM carray(?))", (apsw.carray(keys),))}
+    known = {row[0].hex() for row in tx.sql(KNOWN, (apsw.carray(keys),))}
     promised: dict[tuple[str, str], str] = {}
     new: dict[str, int] = {}
     answers = []
@@ -210,7 +245,7 @@ def _store_each(tx: Ledger, messages: Sequence[Message], rows: list[Row], bounde
             tx.note("send", key, queue.n, 0, run)
     tx.many(_FULL_SQL, inserts)
     if large:
-        tx.many("INSERT OR REPLACE INTO bulk(n, data) VALUES(?, ?)", large)
+        tx.many(BULK, large)
     if keys:
         tx.many("INSERT OR REPLACE INTO dedup(queue, key, id, until) VALUES(?, ?, ?, ?)", keys)
     return answers

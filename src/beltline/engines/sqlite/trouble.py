@@ -17,9 +17,15 @@ class Meaning(NamedTuple):
     poisons: bool
 
 
+# SQLite reports a full disk from the write of a frame, before the one that commits: the rollback is good and the connection can be trusted.
+FULL = Meaning(
+    "has no space left on its disk",
+    "Free some space: until then sends are refused, receives and settles go on from a reserve of 1 MiB.",
+    poisons=False,
+)
 _RETRY = "Try again; if it stays, look at who else uses the file."
 TABLE: dict[type[apsw.Error], Meaning] = {
-    apsw.FullError: Meaning("has no space left on its disk", "Free some space; receives and settles go on from a reserve.", poisons=False),
+    apsw.FullError: FULL,
     apsw.IOError: Meaning("could not be read or written", "Look at the disk and the system's log.", poisons=True),
     apsw.CorruptError: Meaning("is damaged", "Stop all workers, copy the file aside, restore a backup.", poisons=True),
     apsw.NotADBError: Meaning("is no SQLite database any more", "Stop all workers, copy the file aside, restore a backup.", poisons=True),
@@ -60,4 +66,4 @@ def damaged(path: str, detail: str) -> EngineForeign:
     )
 
 
-__all__ = ["OTHER", "TABLE", "Meaning", "damaged", "explain", "meaning"]
+__all__ = ["FULL", "OTHER", "TABLE", "Meaning", "damaged", "explain", "meaning"]

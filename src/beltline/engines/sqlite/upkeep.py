@@ -4,10 +4,9 @@ from array import array
 
 import apsw
 
-from beltline.core.lifecycle import State
 from beltline.core.outcome import Ended
 from beltline.engines.sqlite.endings import end
-from beltline.engines.sqlite.facts import select
+from beltline.engines.sqlite.facts import current, select
 from beltline.engines.sqlite.ledger import Ledger
 from beltline.engines.sqlite.receiving import EXPIRED, PAGE, due, over
 
@@ -22,7 +21,7 @@ def sweep(tx: Ledger) -> int:
             continue
         changed += due(tx, queue)
         for fact in select(tx, EXPIRED, (queue.n, tx.now, PAGE)):
-            if fact.state <= State.READY:
+            if current(tx, fact):
                 end(tx, fact, Ended.EXPIRED, "")
                 changed += 1
         tally = tx.tally(queue.n)

@@ -4,7 +4,8 @@ It writes one line per finished step, after the engine's answer; the test kills 
 
 send    sends message after message into "work" and writes each id once the engine has said ok
 hold    receives all of "work" under a short lease, writes the ids, and never settles
-work    receives from "work", hands each item on to "next", writes the number of items handed on
+work    receives from "work" under a short lease, hands each item on to "next", writes the number of items handed on
+share   the same under a long lease
 """
 
 import asyncio
@@ -39,11 +40,15 @@ async def hold(engine: Engine) -> None:
     await asyncio.Event().wait()
 
 
-async def work(engine: Engine) -> None:
+async def work(engine: Engine, lease_s: float = LEASE_S) -> None:
     while True:
-        deliveries = await engine.receive([WORK], limit=5, lease_s=LEASE_S, wait_s=5.0)
+        deliveries = await engine.receive([WORK], limit=5, lease_s=lease_s, wait_s=5.0)
         answers = await engine.settle([Settlement(each.receipt, Ack(then=(_next(each.message),))) for each in deliveries])
         say(str(answers.count(Settled.DONE)))
+
+
+async def share(engine: Engine) -> None:
+    await work(engine, lease_s=600.0)
 
 
 def _next(before: Message) -> Message:
@@ -53,7 +58,7 @@ def _next(before: Message) -> Message:
 async def main(url: str, what: str) -> None:
     engine = make_engine(url)
     await engine.open()
-    await {"send": send, "hold": hold, "work": work}[what](engine)
+    await {"send": send, "hold": hold, "work": work, "share": share}[what](engine)
 
 
 if __name__ == "__main__":

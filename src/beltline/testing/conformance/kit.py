@@ -17,6 +17,7 @@ from beltline.testing.conformance.harness import Full
 
 WORK, NEXT, LAST, OTHER = (QueueName(name) for name in ("work", "next", "last", "other"))
 QUEUES = (WORK, NEXT, LAST, OTHER)
+STATES: tuple[str, ...] = ("ready", "delayed", "leased", "dead", "done")
 LEASE_S = 30.0
 LINE = ChainName("line")
 ONE, TWO = WorkerId("worker-1"), WorkerId("worker-2")
@@ -42,7 +43,8 @@ def specs(name: QueueName, **numbers: Any) -> QueueSpec:
 
 
 def message(queue: QueueName = WORK, **fields: Any) -> Message:
-    return Message(**{"id": fresh_id(), "queue": queue, "task": TaskName("resize"), "body": pack({"photo": "a.jpg"}), **fields})
+    made: dict[str, Any] = {"id": fresh_id(), "queue": queue, "task": TaskName("resize"), "body": pack({"photo": "a.jpg"}), **fields}
+    return Message(**made)
 
 
 def messages(number: int, queue: QueueName = WORK, **fields: Any) -> list[Message]:
@@ -143,7 +145,7 @@ async def state_of(engine: Full, id: str) -> str:
 
 async def tally(engine: Full, queue: QueueName) -> dict[str, int]:
     """The counts of a queue as browsing sees them."""
-    found = dict.fromkeys(("ready", "delayed", "leased", "dead", "done"), 0)
+    found: dict[str, int] = dict.fromkeys(STATES, 0)
     for view in await everything(engine, queues=(queue,)):
         found[view.state] += 1
     return found
@@ -153,7 +155,7 @@ async def assert_counts_agree(engine: Full) -> None:
     """The counts of every queue are exact: they equal what browsing finds. For engines that have dropped no history."""
     for queue in QUEUES:
         counts = await engine.counts(queue)
-        assert {state: getattr(counts, state) for state in ("ready", "delayed", "leased", "dead", "done")} == await tally(engine, queue)
+        assert {state: getattr(counts, state) for state in STATES} == await tally(engine, queue)
 
 
 # ------------------------------------------------------------------------------------------------------------------ chains

@@ -1,15 +1,19 @@
 """A result is written together with the ack: no ack without its result, no result without its ack; whoever knows the id can ask for it until its time is over."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
 from beltline.core.codec import pack
 from beltline.core.outcome import Ack, Ended, Settled
+from beltline.core.views import ResultView
 from beltline.testing.conformance import kit
 from beltline.testing.conformance.harness import Full, Time
 from beltline.testing.conformance.kit import LEASE_S, NEVER_SENT, NEXT
 
 POWERS = ("Browse", "Results", "Control", "Runs", "Upkeep")
 WAIT_S = 20.0  # real seconds at most: every one of these waits ends by an event
+WOKEN_S = 4.0  # and so soon that it cannot have been an engine's next look of its own
+HEAD_START_S = 0.03  # real seconds, so that the waiter is waiting when it happens; a test that loses this race still holds, it only proves less
 
 
 async def a_result_is_there_as_soon_as_the_ack_is(engine: Full) -> None:
@@ -110,56 +114,71 @@ async def progress_of_one_message_is_not_that_of_another(engine: Full) -> None:
     assert [view.progress for view in views if view] == [pack(3), pack(2)]
 
 
+async def _wait_while(engine: Full, ids: Sequence[str], work: Callable[[], Awaitable[object]]) -> list[ResultView]:
+    """What the waiter is told who was waiting for the first end among `ids` while another thread did `work`."""
+
+    async def wait() -> list[ResultView]:
+        async with asyncio.timeout(WOKEN_S):
+            while True:
+                views = [view for view in await engine.await_results(ids, wait_s=WAIT_S) if view is not None]
+                assert len(views) == len(ids)
+                if any(view.state in ("done", "dead") for view in views):
+                    return views
+
+    async def later() -> None:
+        await asyncio.sleep(HEAD_START_S)
+        await work()
+
+    [views, _] = await kit.together(wait, lambda: kit.in_threads(later))
+    return list(views)
+
+
 async def waiting_ends_when_the_message_ends(engine: Full) -> None:
     sent = await kit.send_one(engine)
     delivery = await kit.take_one(engine)
+    [view] = await _wait_while(engine, [sent.id], lambda: kit.ok(engine, delivery, Ack(result=pack(7))))
+    assert (view.state, view.result) == ("done", pack(7))
 
-    async def wait() -> None:
-        async with asyncio.timeout(WAIT_S):
-            while True:
-                [view] = await engine.await_results([sent.id], wait_s=WAIT_S)
-                assert view is not None
-                if view.state == "done":
-                    assert view.result == pack(7)
-                    return
 
-    await kit.together(wait, lambda: kit.in_threads(lambda: kit.ok(engine, delivery, Ack(result=pack(7)))))
+async def waiting_ends_when_the_message_is_cancelled(engine: Full) -> None:
+    sent = await kit.send_one(engine)
+    [view] = await _wait_while(engine, [sent.id], lambda: engine.cancel([sent.id]))
+    assert (view.state, view.outcome) == ("done", "cancelled")
 
 
 async def waiting_for_many_ends_with_the_first_of_them(engine: Full) -> None:
     sent = await kit.send(engine, *kit.messages(3))
     deliveries = await kit.take(engine)
-
-    async def wait() -> None:
-        async with asyncio.timeout(WAIT_S):
-            while True:
-                views = await engine.await_results([message.id for message in sent], wait_s=WAIT_S)
-                states = [view.state for view in views if view]
-                if states != ["leased"] * 3:
-                    assert states == ["leased", "dead", "leased"]
-                    return
-
-    await kit.together(wait, lambda: kit.in_threads(lambda: kit.bury(engine, deliveries[1])))
+    views = await _wait_while(engine, [message.id for message in sent], lambda: kit.bury(engine, deliveries[1]))
+    assert [view.state for view in views] == ["leased", "dead", "leased"]
 
 
 async def waiting_ends_when_a_run_ends(engine: Full) -> None:
+    [first] = await kit.send(engine, kit.placed())
+    delivery = await kit.take_one(engine)
+    [view] = await _wait_while(engine, [kit.run_of(first)], lambda: kit.ok(engine, delivery, Ack(result=pack("end"))))
+    assert (view.state, view.result) == ("done", pack("end"))
+
+
+async def waiting_ends_when_a_gather_ends_the_run(engine: Full) -> None:
     run, _ = await kit.split_run(engine, 2, then=None)
     first, second = await kit.take(engine, NEXT)
+    await kit.answer(engine, first, "a")
+    [view] = await _wait_while(engine, [run], lambda: kit.answer(engine, second, "b"))
+    assert (view.state, view.result) == ("done", pack(["a", "b"]))
 
-    async def wait() -> None:
-        async with asyncio.timeout(WAIT_S):
-            while True:
-                [view] = await engine.await_results([run], wait_s=WAIT_S)
-                assert view is not None
-                if view.state == "done":
-                    assert view.result == pack(["a", "b"])
-                    return
 
-    async def work() -> None:
-        await kit.answer(engine, first, "a")
-        await kit.answer(engine, second, "b")
-
-    await kit.together(wait, lambda: kit.in_threads(work))
+async def waiting_ends_when_a_run_is_dead_failed_or_cancelled(engine: Full) -> None:
+    for on_dead, ending in (("hold", "dead"), ("fail", "failed"), ("hold", "cancelled")):
+        run, _ = await kit.split_run(engine, 1, on_dead=on_dead)
+        part = await kit.take_one(engine, NEXT)
+        if ending == "cancelled":
+            [view] = await _wait_while(engine, [run], lambda run=run: engine.cancel_run(run))  # type: ignore[misc]
+            await kit.ok(engine, part, kit.cancelled())
+        else:
+            [view] = await _wait_while(engine, [run], lambda part=part: kit.bury(engine, part))  # type: ignore[misc]
+        assert view.state == ("done" if ending == "cancelled" else "dead")
+        assert (await engine.run(run)).state == ending
 
 
 async def waiting_for_what_has_ended_does_not_wait(engine: Full) -> None:

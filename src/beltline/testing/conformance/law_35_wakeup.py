@@ -1,4 +1,4 @@
-"""A receive that waits is woken by whatever makes a message receivable, in any thread and by time alone, and nothing stays stuck when a wakeup is lost."""
+"""A receive that waits is woken by whatever makes a message receivable, in any thread, or by time alone; waits that end or are cancelled take no message with them."""
 
 import asyncio
 

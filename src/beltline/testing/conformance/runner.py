@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from enum import IntEnum
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -73,7 +74,7 @@ def promises() -> list[Promise]:
 
 
 def _need(name: str, number: float) -> str:
-    return f"{name} >= {number.name if hasattr(number, 'name') else f'{number:g}'}"
+    return f"{name} >= {number.name if isinstance(number, IntEnum) else f'{number:g}'}"
 
 
 def suite(namespace: MutableMapping[str, Any], kind: type[Harness]) -> None:
