@@ -1,4 +1,4 @@
-"""The SQLite engine keeps every law, at both levels that outlive a process."""
+"""The SQLite engine keeps every law."""
 
 from beltline.core.capabilities import Durability
 from beltline.core.clock import Clock
@@ -18,3 +18,12 @@ class SqliteHarness(conformance.Harness):
 
 
 conformance.suite(globals(), SqliteHarness)
+
+
+class SqliteOnDisk(SqliteHarness):
+    durability = Durability.DISK
+
+
+def test_the_level_disk_keeps_the_laws_about_what_is_acknowledged():
+    outcomes = conformance.check(SqliteOnDisk, only=("L01", "L02", "L04"))
+    assert {name: error for name, error in outcomes.items() if error is not None} == {}

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,28 @@ app = App()
 async def answer() -> int:
     return ANSWER
 """
+
+
+async def test_new_code_may_bring_new_queues(tmp_path: Path) -> None:
+    source = tmp_path / "growing.py"
+    source.write_text(CHANGING.replace("ANSWER", "1"))
+    engine = await new_engine()
+    async with worker(engine, processes=True, runners=2, queues={}, app=f"{source}:app") as supervisor:
+        assert list(supervisor.dealing.intakes) == ["answer"]
+        source.write_text(CHANGING.replace("ANSWER", "1") + '\n@app.task(queue="more")\ndef more(n: int) -> int:\n    return n + 1\n')
+        supervisor.reload()
+        await until(lambda: "more" in supervisor.dealing.intakes)
+        app = load_app(f"{source}:app")
+        assert await run(engine, app.tasks["growing.more"].call(4)) == 5
+        assert await run(engine, app.tasks["growing.answer"].call()) == 1
+
+
+async def test_poison_does_not_make_runners_start_faster_than_one_a_second_and_place() -> None:
+    engine = await new_engine()
+    async with worker(engine, "ruin", processes=True, runners=1) as supervisor:
+        began = supervisor.crew.children[0].started_at
+        ids = await send(engine, *(lines.die.call(1) for _ in range(4)))
+        for id in ids:
+            await dead(engine, id, "poison: 3 deliveries never answered")
+        places = 1 + 2  # the post, and two lone runners
+        assert supervisor.crew.deaths <= places * (time.monotonic() - began + 1)

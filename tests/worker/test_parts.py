@@ -237,3 +237,14 @@ def test_there_are_never_more_runners_than_slots() -> None:
     assert WorkerConfig(app="a:b", runners=8).runner_count(3) == 3
     assert WorkerConfig(app="a:b", runners=2).runner_count(100) == 2
     assert WorkerConfig(app="a:b", in_process=True, runners=4).runner_count(100) == 1
+
+
+def test_suspects_that_wait_for_a_runner_of_their_own_hold_up_nobody_but_do_not_pile_up_either() -> None:
+    found = intake(4)
+    found.alone.extend(deliveries(3))
+    assert found.want(4) == 4
+    found.alone.extend(deliveries(3))
+    assert found.want(4) == 2
+    processes = Intake(QueueName("work"), 4, processes=True)
+    processes.alone.extend(deliveries(3))
+    assert processes.want(4) == 1

@@ -26,6 +26,10 @@ class Book(Protocol):
 
     db: apsw.Connection
     sql: Any
+    many: Any
+    now: int
+    ended: list[str]
+    someone_waits: bool
 
     def number(self, kind: int, text: str) -> int: ...
 
