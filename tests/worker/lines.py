@@ -212,6 +212,26 @@ async def innocent(directory: str) -> int:
     return current().attempt
 
 
+@app.task(queue="ruin")
+def write_into_every_file() -> None:
+    for fd in range(3, 64):
+        with contextlib.suppress(OSError):
+            os.write(fd, b"\xff" * 64)
+    time.sleep(600)
+
+
+@app.task(queue="ruin")
+def fork_away() -> str:
+    return "parent" if os.fork() else "child"
+
+
+@app.task(queue="ruin")
+async def fork_away_async() -> str:
+    word = "parent" if os.fork() else "child"
+    await asyncio.sleep(0)
+    return word
+
+
 app.queue("once", max_deliveries=1)
 
 

@@ -74,6 +74,24 @@ async def test_a_task_that_closes_every_file_loses_its_runner_and_nothing_else()
         assert await run(engine, lines.double.call(1)) == 2
 
 
+async def test_the_child_of_a_task_that_forks_never_answers_for_its_parent() -> None:
+    """F15, F23."""
+    engine = await new_engine()
+    async with worker(engine, "ruin", "work", processes=True, runners=1) as supervisor:
+        for task in (lines.fork_away, lines.fork_away_async):
+            assert await run(engine, task.call()) == "parent"
+        assert await run(engine, lines.double.call(1)) == 2
+        assert supervisor.crew.deaths == 0
+
+
+async def test_a_task_that_writes_into_our_socket_loses_its_runner_and_nothing_else() -> None:
+    engine = await new_engine()
+    async with worker(engine, "ruin", "work", processes=True, runners=1):
+        [id] = await send(engine, lines.write_into_every_file.call())
+        await dead(engine, id, "poison: 3 deliveries never answered")
+        assert await run(engine, lines.double.call(1)) == 2
+
+
 async def test_the_innocent_beside_a_killer_succeed_and_the_killer_dies_alone(tmp_path: Path) -> None:
     """F15: all that ran are suspects, suspects run alone, so only the culprit can reach max_deliveries."""
     engine = await new_engine()

@@ -9,7 +9,7 @@ Invariants  checked against a ledger of what was answered, so that two engines c
             of e · I6 one settle per epoch · I7 nothing changes under an old epoch · I8 result <=> ack · I9 entered runs = running + done + dead + failed +
             cancelled · I10 first deliveries of a group in send order · I11 one lease per group · I12 one message per dedup key and window
 
-A failure prints the steps and how to replay them. BELTLINE_EXAMPLES (60) says how many histories are tried, each of up to 40 steps; BELTLINE_SHRINK=1
+A failure prints the steps and how to replay them. BELTLINE_EXAMPLES (40) says how many histories are tried, each of up to 40 steps; BELTLINE_SHRINK=1
 makes a history that failed shorter, which takes minutes (it is remembered: run the test again).
 """
 
@@ -572,7 +572,7 @@ def case(kind: type[Harness], *, oracle: type[Harness] | None = None) -> type[Te
     machine: Any = type(f"{kind.__name__}Machine", (EngineMachine,), {"subject_kind": kind, "oracle_kind": oracle})
     found = cast("type[TestCase]", machine.TestCase)
     found.settings = settings(  # type: ignore[attr-defined]  # Hypothesis puts it there
-        max_examples=int(os.environ.get("BELTLINE_EXAMPLES", "60")),
+        max_examples=int(os.environ.get("BELTLINE_EXAMPLES", "40")),
         stateful_step_count=STEPS,
         deadline=None,
         print_blob=True,
