@@ -33,6 +33,7 @@ from beltline.engines.sqlite.rows import key_of, message
 from beltline.engines.sqlite.runbook import RUN_WORDS
 
 OUTCOME_WORDS = ("", Ended.SUCCEEDED.value, Ended.CANCELLED.value, Ended.EXPIRED.value)
+_FEW = {State.DEAD.word, State.DELAYED.word, State.LEASED.word}
 LOOKED_AT = 1000  # ready messages among which the oldest is looked for; the first in line are the oldest but for priorities
 
 DUE = "SELECT count(*), min(due) FROM message INDEXED BY message_delayed WHERE queue = ? AND state = 0 AND due <= ?"
@@ -100,21 +101,17 @@ def browse(tx: Ledger, where: MessageFilter, limit: int, cursor: str) -> Page:
     """Raises ValueInvalid for a cursor that no page gave."""
     if cursor and not cursor.isdecimal():
         raise ValueInvalid(name="cursor", value=cursor, allowed="what the page before gave")
-    conditions, values = conditions_of(tx, where)
+    # A few dead, delayed or leased ones among many: their index is read and sorted (+seq forbids the walk along all messages).
+    few = bool(where.states) and set(where.states) <= _FEW and not where.ids and not where.run
+    conditions, values = conditions_of(tx, where, by_queue=few)
     states, state_values = _states(tx, where)
-    order = _order(where)
+    order = "+seq" if few else "seq"
     rows = tx.sql(
         f"SELECT {_VIEW} FROM message WHERE {order} > ? AND state <> 5 {conditions} {states} ORDER BY {order} LIMIT ?",
         (int(cursor or 0), *values, *state_values, limit + 1),
     ).fetchall()
     more = str(rows[limit - 1][0]) if len(rows) > limit else ""
     return Page(messages=tuple(_views(tx, rows[:limit])), cursor=more)
-
-
-def _order(where: MessageFilter) -> str:
-    """What to order by. A few dead, delayed or leased ones among many: their index is read and sorted (+seq forbids the walk along all messages)."""
-    few = {State.DEAD.word, State.DELAYED.word, State.LEASED.word}
-    return "+seq" if where.states and set(where.states) <= few and where.queues and not where.ids and not where.run else "seq"
 
 
 def _states(tx: Ledger, where: MessageFilter) -> tuple[str, list[Any]]:

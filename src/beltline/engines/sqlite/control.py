@@ -130,12 +130,15 @@ def delete(tx: Ledger, where: MessageFilter, limit: int) -> int:
 
 def dead(tx: Ledger, where: MessageFilter, limit: int, after: int) -> list[Fact]:
     """Dead letters that match, oldest sent first, behind place `after`."""
-    conditions, values = conditions_of(tx, where)
-    return select(tx, f"WHERE state = 4 AND seq > ? {conditions} ORDER BY seq LIMIT ?", (after, *values, limit))
+    conditions, values = conditions_of(tx, where, by_queue=True)
+    return select(tx, f"WHERE state = 4 AND +seq > ? {conditions} ORDER BY +seq LIMIT ?", (after, *values, limit))
 
 
-def conditions_of(tx: Ledger, where: MessageFilter) -> tuple[str, list[object]]:
-    """The filter as SQL conditions (each starts with AND) and their values; state is left to the caller."""
+def conditions_of(tx: Ledger, where: MessageFilter, *, by_queue: bool = False) -> tuple[str, list[object]]:
+    """The filter as SQL conditions (each starts with AND) and their values; state is left to the caller.
+
+    `by_queue`: name all queues if the filter names none, because the indexes of the states begin with the queue.
+    """
     sql: list[str] = []
     values: list[object] = []
 
@@ -147,6 +150,8 @@ def conditions_of(tx: Ledger, where: MessageFilter) -> tuple[str, list[object]]:
         one_of("id", [key for key in map(key_of, where.ids) if key is not None])
     if where.queues:
         one_of("queue", [tx.by_name[name].n for name in where.queues if name in tx.by_name])
+    elif by_queue and not where.ids and not where.run:
+        one_of("queue", list(tx.by_number))
     if where.tasks:
         one_of("task", [n for name in where.tasks if (n := tx.known(TASK, name)) is not None])
     if where.run:
