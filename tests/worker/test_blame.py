@@ -52,6 +52,12 @@ def test_an_answer_that_has_arrived_clears_its_delivery_whatever_the_mark_says()
     assert numbers(verdict.blamed) == [4]
 
 
+def test_where_nothing_ran_what_had_ended_unreported_is_to_blame() -> None:
+    verdict = blame.judge(child(running=(), ended=(2,), held=(2, 3)))
+    assert numbers(verdict.blamed) == [2]
+    assert numbers(blame.judge(child(running=(), ended=(2, 3), held=(2, 3))).suspects) == [2, 3]
+
+
 def test_nobody_is_to_blame_for_a_runner_that_died_idle() -> None:
     verdict = blame.judge(child(running=(), held=(1, 2)))
     assert len(verdict.unstarted) == 2

@@ -5,7 +5,8 @@ it died by itself, several ran           each is a suspect: `lost` + 1, and whoe
                                          succeed and the culprit dies without company. A suspect is never given up here.
 we killed it for a delivery              that delivery ends by what it was asked to stop for (a timeout is a failed attempt); who ran beside it is
                                          released without an attempt
-it had ended, unreported                 released without an attempt: nobody knows its outcome, and it killed nobody
+it had ended, unreported                 released without an attempt: nobody knows its outcome, and it killed nobody. But if the runner died by itself
+                                         and nothing ran, what had ended is to blame like what runs: somebody must be, or it would go on for ever
 it had not started                       still leased and untouched: dealt to another runner
 """
 
@@ -50,7 +51,10 @@ def judge(child: Child) -> Verdict:
                 verdict.unstarted.append((lane, delivery))
     if child.doomed:
         verdict.beside = ran
-    elif len(ran) == 1:
+        return verdict
+    if not ran:
+        ran, verdict.unreported = verdict.unreported, []
+    if len(ran) == 1:
         verdict.blamed = ran
     else:
         verdict.suspects = ran

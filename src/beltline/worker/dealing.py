@@ -4,6 +4,7 @@ Shared runners are dealt windows (intake.py), the emptiest first; a queue's slot
 itself. Lone runners get one delivery at a time: tasks of kind "process", and suspects, so that the blame for a crash is certain.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from time import monotonic
@@ -16,6 +17,8 @@ from beltline.worker.children import Child, ChildLane, Stage
 from beltline.worker.frames import Done
 from beltline.worker.intake import Intake
 from beltline.worker.settler import Settler
+
+log = logging.getLogger("beltline.worker")
 
 MAX_SUSPECTS = 10_000
 LONE_SUSPECT_RUNNERS = 2  # how many runners try suspects side by side
@@ -119,10 +122,10 @@ class Dealing:
             share = -(-len(intake.ahead) // len(lanes))
             taken = intake.take(max(1, min(room, share)))
             intake.dealt += len(taken)
+            intake.dealt_at = monotonic()
             intake.weigh(len(taken), lane.child.deal(lane, taken))
             if lane.child.tasks_left is not None and lane.child.tasks_left <= lane.slots:
                 self.crew.spent(lane.child)  # now, so that the next runner is ready when this one is through
-        intake.dealt_at = monotonic()
 
     def _deal_alone(self, intake: Intake) -> None:
         """One at a time, to a lone runner that is free; for a last chance to a fresh one, whose state no other task has touched."""
@@ -150,8 +153,15 @@ class Dealing:
 
     def on_done(self, child: Child, done: Done) -> None:
         lane = child.lanes[done.lane]
-        pop, count = lane.held.pop, len(done.serials)
-        deliveries = [pop(serial) for serial in done.serials]
+        held, count = lane.held, len(done.serials)
+        try:
+            deliveries = [held[serial] for serial in done.serials]
+        except KeyError as error:
+            log.error("%r answers for serial %s, which it does not hold: killing it", child, error)
+            child.kill()
+            return
+        for serial in done.serials:
+            del held[serial]
         child.done += count
         child.idle_at = monotonic()
         for serial in done.serials if child.halted else ():

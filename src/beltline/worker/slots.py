@@ -6,11 +6,13 @@ through the lane by itself, without a hop per message, until the lane is empty o
 
 Halt    coroutine: its asyncio task is cancelled. Thread: `current().stop_asked` becomes true and Halted is raised in it at its next bytecode; a call
         that never returns to Python does not notice, and the supervisor kills the runner.
+Fork    the child of a task that forks may run what it likes, but never comes back into the slot: it would answer a second time for its parent.
 Context every delivery runs in its own copy of the context: what a task leaves in a context variable, the next one does not see.
 """
 
 import asyncio
 import ctypes
+import os
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -31,6 +33,17 @@ from beltline.worker.marks import Marks
 
 Item = tuple[int, Delivery]  # serial, delivery
 FAST_S = 0.001  # before a task that is usually slower than this starts, finished outcomes are sent off
+
+
+_forked = False
+
+
+def _on_fork() -> None:
+    global _forked  # noqa: PLW0603  # a fact about the process
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_on_fork)
 
 
 class Halted(BaseException):  # not an Exception: `except Exception` in a task must not stop the stop
@@ -204,6 +217,8 @@ class Slot:
                 outcome = self._failed(delivery, conduct, error, started)
             else:
                 outcome = conduct.returned(delivery, value, monotonic() - started)
+        if _forked:
+            os._exit(0)
         self.serial = 0
         self._starts[self.index] = 0.0
         self.lane.end(serial, delivery, outcome, conduct.took(monotonic() - started))
@@ -231,6 +246,8 @@ class Slot:
         started = self._start(serial)
         try:
             outcome = self._call(delivery, conduct, started)
+            if _forked:
+                os._exit(0)
             with self._lock:
                 self.serial = 0
                 if self.why:
@@ -356,6 +373,8 @@ class InContext(Awaitable[Any]):
         work, run, waits_for = self._work, self._context.run, self._waits_for
         try:
             while True:
+                if _forked:
+                    os._exit(0)  # the event loop belongs to the parent
                 try:
                     sent = yield waits_for
                 except BaseException as error:  # noqa: BLE001  # it belongs to the coroutine inside

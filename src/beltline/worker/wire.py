@@ -10,11 +10,14 @@ import struct
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from msgspec import DecodeError, MsgspecError
+
 from beltline.worker.frames import ToRunner, ToSupervisor, encode
 
 F = TypeVar("F")
 
 HEAD = struct.Struct("<Q")
+MAX_FRAME = 1 << 33
 READ_BYTES = 256 * 1024
 
 
@@ -84,9 +87,12 @@ class Wire(Generic[F]):
             return
         except OSError:
             data = b""
-        if data:
-            self._feed(data)
-        elif not self.closed:
+        try:
+            if data:
+                self._feed(data)
+        except MsgspecError:  # a task has written into our socket: nobody can tell any more where a frame begins
+            data = b""
+        if not data and not self.closed:
             self.close()
             self._on_end()
 
@@ -101,6 +107,8 @@ class Wire(Generic[F]):
         self._need = HEAD.size
         while end - at >= HEAD.size and not self.closed:
             (size,) = HEAD.unpack_from(data, at)
+            if size > MAX_FRAME:
+                raise DecodeError(f"a frame of {size} bytes")
             until = at + HEAD.size + size
             if until > end:
                 self._need = until - at
@@ -119,7 +127,10 @@ class Wire(Generic[F]):
                 return
             if not data:
                 return
-            self._feed(data)
+            try:
+                self._feed(data)
+            except MsgspecError:
+                return
 
     async def flush(self) -> None:
         """Until everything is in the socket or the wire is closed."""
