@@ -2,12 +2,14 @@
 #   make PYTHON=/path/to/python3 test     another Python (only when .venv is made; `make clean-venv` to make it anew)
 #   make test ARGS="-k lease -x"          ARGS reach pytest, the demo, the bench
 #   make test ENGINE=sqlite               only this engine
+#   make test TEST_POSTGRES_BIN=/usr/lib/postgresql/16/bin    this PostgreSQL beside the wheel's, in place of the one that is found
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 ARGS ?=
 ENGINE ?=
 PYTHON ?=
+export TEST_POSTGRES_BIN ?=
 BIN := .venv/bin
 PY := $(BIN)/python
 
@@ -62,8 +64,8 @@ docs: .venv-test ## every relative link leads somewhere, every Python block runs
 	$(PY) tools/check_docs.py
 	$(PY) -m pytest -q README.md docs || [ $$? -eq 5 ]
 
-services: ## start the servers that the engines' tests need
-	@echo 'Nothing to start: the engines of this version (memory, sqlite) need no server.'
+services: .venv-test ## start real servers, print their URLs, stop at Ctrl-C (make test starts its own)
+	@exec $(PY) -m tests.services
 
 lock: .venv-test ## choose newest versions again and write requirements/*.txt
 	@$(PY) tools/lock.py

@@ -11,6 +11,8 @@ from typing import NoReturn
 import psutil
 import pytest
 
+from tests.services import fixtures, keeper
+
 CI = os.environ.get("CI") == "true"
 GRACE_S = 5.0  # what has been told to end may need this long on a loaded machine; what leaks does not end at all
 # Of the interpreter and of libraries: they live as long as the process and are made by whichever test comes first.
@@ -44,16 +46,27 @@ def threads() -> set[threading.Thread]:
 
 
 def processes() -> dict[int, str]:
-    """Our children and theirs, with their command lines."""
+    """Our children and theirs, with their command lines. Servers that serve the whole session, and their children, are nobody's leftovers."""
     if not has_children():
         return {}
     found = {}
-    for child in psutil.Process().children(recursive=True):
-        try:
-            found[child.pid] = " ".join(child.cmdline()) or child.status()
-        except psutil.NoSuchProcess:
+    kept = keeper.session_pids()
+    for ours in psutil.Process().children():
+        if ours.pid in kept:
             continue
+        for child in [ours, *descendants(ours)]:
+            try:
+                found[child.pid] = " ".join(child.cmdline()) or child.status()
+            except psutil.NoSuchProcess:
+                continue
     return {pid: command for pid, command in found.items() if not any(kept in command for kept in KEPT_PROCESSES)}
+
+
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def has_children() -> bool:
@@ -91,6 +104,10 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     if left_tasks:
         pytest.fail(f"asyncio tasks left behind: {left_tasks}", pytrace=False)
     return outcome
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(fixtures, "beltline-services")
 
 
 before = pytest.StashKey[tuple[set[threading.Thread], set[int]]]()

@@ -54,7 +54,7 @@ def test_both_locks_agree_so_that_they_can_share_one_environment():
 def test_the_locks_hold_every_dependency_the_project_declares():
     extras, groups = PYPROJECT["project"]["optional-dependencies"], PYPROJECT["dependency-groups"]
     base = [*PYPROJECT["project"]["dependencies"], *extras["demo"], *groups["build"]]
-    test = [*base, *extras["dev"], *extras["pydantic"], *groups["test"], *groups["check"]]
+    test = [*base, *extras["dev"], *extras["postgres"], *extras["pydantic"], *groups["test"], *groups["check"]]
     for lock, wanted in zip(LOCKS, (base, test), strict=True):
         assert {normal(name) for name in wanted} <= pins(lock).keys(), f"{lock.name} is stale: make lock"
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE = ("base.txt", "--extra=demo", "--group=build")
 TEST = (
     "test.txt",
-    *("--extra=demo", "--extra=dev", "--extra=pydantic"),
+    *("--extra=demo", "--extra=dev", "--extra=postgres", "--extra=pydantic"),
     *("--group=build", "--group=test", "--group=check"),
     "--constraints=requirements/base.txt",
 )

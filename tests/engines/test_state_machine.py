@@ -3,6 +3,7 @@
 import pytest
 
 from beltline.testing import machine
+from tests.engines.postgres_kit import PostgresHarness
 from tests.engines.test_memory import MemoryHarness
 from tests.engines.test_sqlite import SqliteHarness
 
@@ -10,3 +11,4 @@ pytestmark = pytest.mark.timeout(3600)  # as long as the histories asked for tak
 
 TestMemory = machine.case(MemoryHarness)
 TestSqlite = machine.case(SqliteHarness, oracle=MemoryHarness)
+TestPostgres = machine.case(PostgresHarness, oracle=MemoryHarness)

@@ -1,5 +1,6 @@
 """From an engine URL to an engine, and the list of engines there are.
 
+    postgresql://user:password@host/database?schema=beltline        more options: engines/postgres/address.py
     memory://            an engine of its own          memory://name          the one of that name in this process
     sqlite:///queue.db   relative to the folder we are in now                 sqlite:////var/lib/app/queue.db   absolute
     ?durability=disk|os|memory    ?audit=1 (sqlite)
@@ -10,6 +11,7 @@ Engines are imported when they are asked for.
 import difflib
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -17,7 +19,7 @@ from msgspec import Struct
 
 from beltline.core.capabilities import Capabilities, Durability
 from beltline.core.clock import Clock
-from beltline.core.errors import UrlInvalid
+from beltline.core.errors import ExtraMissing, UrlInvalid
 from beltline.core.limits import MAX_BODY_BYTES
 from beltline.engines.protocol import Engine
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 LEVELS = {level.name.lower(): level for level in Durability}
 # Schemes a reader of the design may try. They are named so that nobody searches for an extra that does not exist.
-PLANNED = ("postgresql", "postgres", "redis", "rediss", "valkey", "nats", "sqs", "amqp", "amqps", "kafka", "azure")
+PLANNED = ("redis", "rediss", "valkey", "nats", "sqs", "amqp", "amqps", "kafka", "azure")
 
 
 class EngineInfo(Struct, frozen=True, kw_only=True):
@@ -51,7 +53,7 @@ def make_engine(url: str, *, durability: str | None = None, max_body: int | None
     maker = _MAKERS.get(parts.scheme)
     if maker is None:
         raise _unknown(url, parts.scheme)
-    options = _options(url, parts.query, ("durability", "audit") if parts.scheme == "sqlite" else ("durability",))
+    options = _options(url, parts.query, _OPTIONS[parts.scheme])
     if parts.fragment:
         raise UrlInvalid(url, why="A '#' has no meaning in an engine URL.", help="Write it as %23.")
     level = _level(url, durability if durability is not None else options.get("durability"))
@@ -65,14 +67,16 @@ def known_engines() -> list[EngineInfo]:
     from beltline.engines.memory import MemoryEngine
     from beltline.engines.sqlite.engine import SqliteEngine
 
+    postgres = make_engine("postgresql://localhost/app").capabilities if find_spec("psycopg") is not None else None
     return [
         EngineInfo(scheme="sqlite", label="full", example="sqlite:///beltline.db", capabilities=SqliteEngine("beltline.db").capabilities),
+        EngineInfo(scheme="postgresql", label="full", example="postgresql://localhost/app", extra="postgres", capabilities=postgres),
         EngineInfo(scheme="memory", label="full", example="memory://", capabilities=MemoryEngine().capabilities),
     ]
 
 
 def _examples() -> str:
-    return "sqlite:///beltline.db, memory://"
+    return "sqlite:///beltline.db, postgresql://localhost/app, memory://"
 
 
 def _unknown(url: str, scheme: str) -> UrlInvalid:
@@ -91,9 +95,10 @@ def _without_password(url: str) -> str:
     return f"{scheme}://{account.partition(':')[0]}:…@{place}" if at and ":" in account else url
 
 
-def _options(url: str, query: str, known: tuple[str, ...]) -> dict[str, str]:
+def _options(url: str, query: str, known: tuple[str, ...] | None) -> dict[str, str]:
+    """`known` None: the engine looks at them itself."""
     options = dict(parse_qsl(query, keep_blank_values=True))
-    for name in options:
+    for name in options if known is not None else ():
         if name not in known:
             raise UrlInvalid(url, why=f"{name!r} is no option of this engine.", help=f"Options: {', '.join(known)}.")
     if options.get("audit", "0") not in ("0", "1"):
@@ -138,4 +143,23 @@ def _sqlite(url: str, host: str, path: str, level: Durability | None, audit: boo
     return SqliteEngine(file, durability=Durability.DISK if level is None else level, clock=clock, max_body=max_body, audit=audit)
 
 
-_MAKERS: dict[str, Callable[[str, str, str, Durability | None, bool, int, Clock | None], Engine]] = {"memory": _memory, "sqlite": _sqlite}
+def _postgres(url: str, host: str, path: str, level: Durability | None, audit: bool, max_body: int, clock: Clock | None) -> Engine:  # noqa: ARG001 - one shape
+    shown = _without_password(url)
+    if level is Durability.MEMORY:
+        raise UrlInvalid(shown, why="PostgreSQL always writes its log.", help="Use durability=disk or durability=os.")
+    try:
+        from beltline.engines.postgres import PostgresEngine
+    except ImportError as error:
+        if error.name is None or not error.name.startswith("psycopg"):
+            raise
+        raise ExtraMissing(extra="postgres", needed_for="The PostgreSQL engine") from None
+    return PostgresEngine(url, durability=Durability.DISK if level is None else level, clock=clock, max_body=max_body, shown=shown)
+
+
+_OPTIONS: dict[str, tuple[str, ...] | None] = {"memory": ("durability",), "sqlite": ("durability", "audit"), "postgresql": None, "postgres": None}
+_MAKERS: dict[str, Callable[[str, str, str, Durability | None, bool, int, Clock | None], Engine]] = {
+    "memory": _memory,
+    "sqlite": _sqlite,
+    "postgresql": _postgres,
+    "postgres": _postgres,
+}

@@ -1,0 +1,601 @@
+-- The four hot verbs: send, receive, settle, renew. Each is one call, one transaction, set by set; only what is rare goes row by row.
+--
+-- Plans are made once per connection and kept (force_generic_plan), and may not depend on how large a table was when they were made: every search goes through
+-- an index (enable_seqscan off). `LIMIT` under `FOR UPDATE SKIP LOCKED` stands in ARRAY(…), which runs once; inside a join it might run again and lock more.
+-- What a caller may have done wrong comes back as an answer, never as an error: this may be a transaction of the user's.
+
+-- ------------------------------------------------------------------------------------------------------------- send
+-- Messages as one array of items. An array that is NULL: all at their default. p_queues, p_tasks, p_chains: the distinct ones; p_queue, p_task, p_chain: which
+-- of them, from 1 (NULL: the first). p_parent: what becomes `ord` (NULL: the place in the batch).
+CREATE FUNCTION beltline._items(
+  p_queues int[], p_tasks text[], p_chains text[], p_parent int[], p_id uuid[], p_queue int[], p_task int[], p_prio smallint[], p_due bigint[], p_delay bigint[],
+  p_expires bigint[], p_group bytea[], p_dedup bytea[], p_dedup_ms bigint[], p_run uuid[], p_chain int[], p_gather uuid[], p_part int[], p_head bytea[],
+  p_body bytea[]) RETURNS beltline.item[] LANGUAGE sql IMMUTABLE AS $$
+  SELECT array_agg(ROW(coalesce(i.parent, i.ord::int), i.id, p_queues[coalesce(i.queue, 1)], coalesce(i.prio, 0::smallint), i.due, i.delay, i.expires, i.dedup_ms, i.part, i.run, i.gather,
+      p_tasks[coalesce(i.task, 1)], CASE WHEN i.run IS NOT NULL THEN p_chains[coalesce(i.chain, 1)] END, i.group_key, i.dedup, i.head, i.body)::beltline.item ORDER BY i.ord)
+  FROM unnest(p_parent, p_id, p_queue, p_task, p_prio, p_due, p_delay, p_expires, p_group, p_dedup, p_dedup_ms, p_run, p_chain, p_gather, p_part, p_head, p_body)
+    WITH ORDINALITY AS i(parent, id, queue, task, prio, due, delay, expires, group_key, dedup, dedup_ms, run, chain, gather, part, head, body, ord)
+$$;
+
+-- Write them, in this order, ids known before left out. Returns the ids that are new. Their runs are the caller's business.
+CREATE FUNCTION beltline._store(p_now bigint, p_items beltline.item[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
+DECLARE v_ids uuid[]; v_grouped boolean; v_lane record;
+BEGIN
+  SELECT bool_or(group_key IS NOT NULL) INTO v_grouped FROM unnest(p_items);
+  IF v_grouped THEN   -- the lock of a lane is held to the commit and `seq` drawn behind it: the order of a group is the order of the commits
+    FOR v_lane IN SELECT queue, array_agg(group_key) AS groups FROM unnest(p_items) WHERE group_key IS NOT NULL GROUP BY queue ORDER BY queue LOOP
+      PERFORM beltline._lanes(v_lane.queue, v_lane.groups);
+    END LOOP;
+  END IF;
+  WITH new AS (
+    INSERT INTO beltline.body(id, seq, sent, queue, prio, flags, due, expires, part, run, gather, task, group_key, head, body)
+      SELECT i.id, nextval('beltline.place'), p_now, i.queue, i.prio,
+          (i.group_key IS NOT NULL)::int + 2 * (i.run IS NOT NULL)::int + 4 * (i.gather IS NOT NULL)::int,
+          CASE WHEN i.due > p_now THEN i.due WHEN i.due IS NULL AND i.delay > 0 THEN p_now + i.delay END, p_now + i.expires,
+          i.part, i.run, i.gather, i.task, i.group_key, i.head, i.body
+        FROM unnest(p_items) WITH ORDINALITY AS i(ord, id, queue, prio, due, delay, expires, dedup_ms, part, run, gather, task, chain, group_key, dedup, head, body, place)
+        WHERE NOT EXISTS (SELECT FROM beltline.known k WHERE k.id = i.id)
+      ON CONFLICT (id) DO NOTHING
+      RETURNING id, seq, queue, prio, flags, due, expires, group_key),
+  own AS (
+    SELECT coalesce(n.due, p_now) - n.prio * q.ageing_ms AS rank, n.seq, coalesce(n.due, p_now) AS since, n.id, n.queue, n.flags, n.expires, n.due IS NOT NULL AS late, n.group_key
+      FROM new n JOIN beltline.queue q ON q.n = n.queue),
+  r AS (INSERT INTO beltline.ready(rank, seq, since, id, queue, epoch, failed, lost, flags, expires)
+    SELECT rank, seq, since, id, queue, 0, 0, 0, flags, expires FROM own WHERE flags & 1 = 0 AND NOT late),
+  d AS (INSERT INTO beltline.delayed(rank, seq, since, id, queue, epoch, failed, lost, flags, expires)
+    SELECT rank, seq, since, id, queue, 0, 0, 0, flags, expires FROM own WHERE flags & 1 = 0 AND late),
+  b AS (INSERT INTO beltline.blocked(rank, seq, since, id, queue, epoch, failed, lost, flags, expires, was, group_key)
+    SELECT rank, seq, since, id, queue, 0, 0, 0, flags, expires, CASE WHEN late THEN 0 ELSE 1 END, group_key FROM own WHERE flags & 1 <> 0),
+  c AS (INSERT INTO beltline.delta(queue, ready, delayed, leased, dead, done, parked)
+    SELECT queue, count(*) FILTER (WHERE NOT late), count(*) FILTER (WHERE late), 0, 0, 0, 0 FROM own GROUP BY queue)
+  SELECT coalesce(array_agg(id), '{}') INTO v_ids FROM own;
+  IF v_grouped AND v_ids <> '{}' THEN
+    FOR v_lane IN SELECT DISTINCT queue, group_key FROM unnest(p_items) WHERE group_key IS NOT NULL LOOP
+      PERFORM beltline._reorder(v_lane.queue, v_lane.group_key, p_now);
+    END LOOP;
+  END IF;
+  RETURN v_ids;
+END $$;
+
+-- `p_items` without those that were not new, and each once.
+CREATE FUNCTION beltline._only(p_items beltline.item[], p_ids uuid[]) RETURNS beltline.item[] LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE WHEN cardinality(p_ids) = cardinality(p_items) THEN p_items
+    ELSE (SELECT array_agg(ROW(i.*)::beltline.item) FROM (SELECT DISTINCT ON (i.id) i.* FROM unnest(p_items) i JOIN unnest(p_ids) n(id) ON n.id = i.id ORDER BY i.id, i.ord) i) END
+$$;
+
+-- New messages count in their runs. Returns the runs that were there before: their state is to be judged.
+CREATE FUNCTION beltline._enter(p_now bigint, p_items beltline.item[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
+DECLARE v_runs uuid[];
+BEGIN
+  WITH entered AS (
+    INSERT INTO beltline.run(id, entered, ended, open, dead, state, counted, last, touched, chain)
+      SELECT run, p_now, 0, count(*), 0, 0, 0, 0, false, min(chain) FROM unnest(p_items) i WHERE run IS NOT NULL GROUP BY run ORDER BY run
+      ON CONFLICT (id) DO UPDATE SET open = run.open + EXCLUDED.open, touched = true
+      RETURNING id, chain, touched),
+  counted AS (INSERT INTO beltline.run_delta(chain, state, count) SELECT chain, 0, count(*) FROM entered WHERE NOT touched GROUP BY chain)
+  SELECT array_agg(id) FILTER (WHERE touched) INTO v_runs FROM entered;
+  RETURN v_runs;
+END $$;
+
+-- Messages that follow something: never refused, counted in their runs, hinted at.
+CREATE FUNCTION beltline._hand_on(p_now bigint, p_items beltline.item[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE v_new beltline.item[];
+BEGIN
+  v_new := beltline._only(p_items, beltline._store(p_now, p_items));
+  PERFORM beltline._enter(p_now, v_new) WHERE EXISTS (SELECT FROM unnest(v_new) WHERE run IS NOT NULL);
+  PERFORM beltline._woken(queue) FROM (SELECT DISTINCT queue FROM unnest(v_new)) q;
+END $$;
+
+-- Open these gathers, unless they are there. Their runs are locked. Returns them as they are complete or not: the caller fires them when their parts are stored.
+CREATE FUNCTION beltline._open(p_now bigint, p_gathers beltline.opened[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
+DECLARE v_ids uuid[];
+BEGIN
+  INSERT INTO beltline.run(id, entered, ended, open, dead, state, counted, last, touched, chain)
+    SELECT run, p_now, 0, 0, 0, 0, -1, 0, true, min(coalesce(chain, '')) FROM unnest(p_gathers) GROUP BY run ORDER BY run ON CONFLICT (id) DO NOTHING;
+  PERFORM beltline._runs(array_agg(run)) FROM unnest(p_gathers);
+  WITH new AS (
+    INSERT INTO beltline.gather(id, run, outer_gather, ttl, expected, missing, dead, outer_part, on_dead, fired, data, then_item, prefix, suffix)
+      SELECT id, run, outer_gather, ttl, expected, expected, 0, outer_part, on_dead, false, data, CASE WHEN (then_item).id IS NOT NULL THEN then_item END, prefix, suffix
+      FROM unnest(p_gathers) ON CONFLICT (id) DO NOTHING RETURNING id)
+  SELECT array_agg(id) INTO v_ids FROM new;
+  RETURN v_ids;
+END $$;
+
+CREATE FUNCTION beltline._gathers(p_items beltline.item[], p_parent int[], p_id uuid[], p_run uuid[], p_chain text[], p_expected int[], p_on_dead smallint[], p_outer uuid[],
+  p_outer_part int[], p_ttl bigint[], p_data bytea[], p_then int[], p_prefix bytea[], p_suffix bytea[]) RETURNS beltline.opened[] LANGUAGE sql IMMUTABLE AS $$
+  SELECT array_agg(ROW(g.parent, g.id, g.run, g.chain, g.expected, g.on_dead, g.outer_gather, g.outer_part, g.ttl, g.data,
+      CASE WHEN g.next IS NOT NULL THEN p_items[g.next] END, g.prefix, g.suffix)::beltline.opened ORDER BY g.ord)
+  FROM unnest(p_parent, p_id, p_run, p_chain, p_expected, p_on_dead, p_outer, p_outer_part, p_ttl, p_data, p_then, p_prefix, p_suffix)
+    WITH ORDINALITY AS g(parent, id, run, chain, expected, on_dead, outer_gather, outer_part, ttl, data, next, prefix, suffix, ord)
+$$;
+
+-- The numbers of these queues, in this order; NULL for one that nobody has declared.
+CREATE FUNCTION beltline._queues(p_names text[]) RETURNS int[] LANGUAGE sql STABLE AS $$
+  SELECT array_agg(q.n ORDER BY i.ord) FROM unnest(p_names) WITH ORDINALITY AS i(name, ord) LEFT JOIN beltline.queue q ON q.name = i.name
+$$;
+
+CREATE FUNCTION beltline._backlog(p_queue int) RETURNS bigint LANGUAGE sql STABLE AS $$
+  SELECT coalesce((SELECT ready + delayed + leased FROM beltline.tally WHERE queue = p_queue), 0)
+    + coalesce((SELECT sum(ready + delayed + leased) FROM beltline.delta WHERE queue = p_queue), 0)::bigint
+$$;
+
+CREATE TYPE beltline.answer AS (code int, ord int, id uuid, text text, number float8);
+
+CREATE FUNCTION beltline._send(p_now bigint, p_items beltline.item[], p_gathers beltline.opened[], p_bounded boolean) RETURNS SETOF beltline.answer LANGUAGE plpgsql AS $$
+DECLARE
+  v_known uuid[] := '{}'; v_took uuid[] := '{}'; v_keyed boolean; v_admitted beltline.item[] := p_items; v_new beltline.item[]; v_ids uuid[]; v_runs uuid[]; v_opened uuid[]; v_over record;
+BEGIN
+  SELECT bool_or(dedup_ms > 0) INTO v_keyed FROM unnest(p_items);
+  IF v_keyed THEN
+    SELECT coalesce(array_agg(i.id), '{}') INTO v_known FROM unnest(p_items) i
+      WHERE EXISTS (SELECT FROM beltline.body b WHERE b.id = i.id) OR EXISTS (SELECT FROM beltline.known k WHERE k.id = i.id);
+    WITH first AS (
+      SELECT DISTINCT ON (i.queue, i.dedup) i.queue, i.dedup, i.id, i.dedup_ms FROM unnest(p_items) i
+        WHERE i.dedup_ms > 0 AND NOT i.id = ANY(v_known) ORDER BY i.queue, i.dedup, i.ord),
+    took AS (
+      INSERT INTO beltline.dedup AS d (queue, key, id, until) SELECT queue, dedup, id, p_now + dedup_ms FROM first
+        ON CONFLICT (queue, key) DO UPDATE SET id = EXCLUDED.id, until = EXCLUDED.until WHERE d.until <= p_now RETURNING d.id)
+    SELECT coalesce(array_agg(id), '{}') INTO v_took FROM took;
+    SELECT array_agg(ROW(i.*)::beltline.item ORDER BY i.ord) INTO v_admitted FROM unnest(p_items) i
+      WHERE NOT i.id = ANY(v_known) AND (coalesce(i.dedup_ms, 0) <= 0 OR i.id = ANY(v_took));
+  END IF;
+  v_ids := beltline._store(p_now, v_admitted);
+  v_new := beltline._only(v_admitted, v_ids);
+  IF p_bounded THEN
+    FOR v_over IN SELECT q.name, q.max_backlog FROM (SELECT queue, min(ord) AS ord FROM unnest(v_new) GROUP BY queue) i JOIN beltline.queue q ON q.n = i.queue
+        WHERE beltline._backlog(q.n) > q.max_backlog ORDER BY i.ord LOOP
+      RAISE EXCEPTION '%', v_over.name USING ERRCODE = 'BL001', DETAIL = v_over.max_backlog::text;
+    END LOOP;
+  END IF;
+  IF p_gathers IS NOT NULL THEN
+    v_opened := beltline._open(p_now, p_gathers);
+  END IF;
+  IF EXISTS (SELECT FROM unnest(v_new) WHERE run IS NOT NULL) THEN
+    v_runs := beltline._enter(p_now, v_new);
+  END IF;
+  IF p_gathers IS NOT NULL THEN
+    PERFORM beltline._fire_if_complete(p_now, g) FROM unnest(v_opened) g;
+    SELECT array_agg(run) || v_runs INTO v_runs FROM unnest(p_gathers);
+  END IF;
+  IF v_runs IS NOT NULL THEN
+    PERFORM beltline._judge(p_now, v_runs);
+  END IF;
+  IF v_keyed OR cardinality(v_ids) < coalesce(cardinality(p_items), 0) THEN
+    RETURN QUERY SELECT 1, i.ord, i.id, NULL::text, NULL::float8 FROM unnest(p_items) i
+      WHERE NOT i.id = ANY(v_ids) AND (i.id = ANY(v_known) OR coalesce(i.dedup_ms, 0) <= 0 OR i.id = ANY(v_took));
+    RETURN QUERY SELECT 2, i.ord, d.id, NULL::text, NULL::float8 FROM unnest(p_items) i JOIN beltline.dedup d ON d.queue = i.queue AND d.key = i.dedup
+      WHERE i.dedup_ms > 0 AND NOT i.id = ANY(v_known) AND NOT i.id = ANY(v_took);
+  END IF;
+END $$;
+
+-- No row: all are stored. code 1: this id was sent before; 2: `id` stands for it by its dedup key; 10: queue `text` is not declared; 11: queue `text` is full (its
+-- bound is `number`): nothing is written. Ids in one call differ. The last p_templates items are what gathers send. p_guest: in a transaction of the user's.
+CREATE FUNCTION beltline.send(p_now bigint, p_guest boolean, p_queues text[], p_tasks text[], p_chains text[], p_templates int,
+  p_id uuid[], p_queue int[], p_task int[], p_prio smallint[], p_due bigint[], p_delay bigint[], p_expires bigint[], p_group bytea[], p_dedup bytea[],
+  p_dedup_ms bigint[], p_run uuid[], p_chain int[], p_gather uuid[], p_part int[], p_head bytea[], p_body bytea[],
+  g_id uuid[], g_run uuid[], g_chain text[], g_expected int[], g_on_dead smallint[], g_outer uuid[], g_outer_part int[], g_ttl bigint[], g_data bytea[], g_then int[],
+  g_prefix bytea[], g_suffix bytea[])
+  RETURNS SETOF beltline.answer LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+DECLARE
+  v_now bigint := CASE WHEN p_guest THEN beltline._time(p_now) ELSE beltline._now(p_now) END;
+  v_queues int[] := beltline._queues(p_queues);
+  v_items beltline.item[]; v_gathers beltline.opened[]; v_bounded boolean; v_bound text;
+BEGIN
+  IF p_guest THEN   -- what this transaction stores is promised to be durable
+    PERFORM set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN ('off', 'local');
+  END IF;
+  IF array_position(v_queues, NULL) IS NOT NULL THEN
+    RETURN NEXT (10, 0, NULL, p_queues[array_position(v_queues, NULL)], NULL)::beltline.answer;
+    RETURN;
+  END IF;
+  v_items := beltline._items(v_queues, p_tasks, p_chains, NULL, p_id, p_queue, p_task, p_prio, p_due, p_delay, p_expires, p_group, p_dedup, p_dedup_ms, p_run, p_chain, p_gather,
+    p_part, p_head, p_body);
+  IF g_id IS NOT NULL THEN
+    v_gathers := beltline._gathers(v_items, NULL, g_id, g_run, g_chain, g_expected, g_on_dead, g_outer, g_outer_part, g_ttl, g_data, g_then, g_prefix, g_suffix);
+    v_items := v_items[1 : coalesce(cardinality(v_items), 0) - p_templates];
+  END IF;
+  SELECT bool_or(max_backlog < 'Infinity') INTO v_bounded FROM beltline.queue WHERE n = ANY(v_queues);
+  IF NOT coalesce(v_bounded, false) THEN
+    RETURN QUERY SELECT * FROM beltline._send(v_now, v_items, v_gathers, false);
+    RETURN;
+  END IF;
+  PERFORM FROM beltline.queue WHERE n = ANY(v_queues) AND max_backlog < 'Infinity' ORDER BY n FOR NO KEY UPDATE;   -- two senders could pass the bound together
+  BEGIN
+    RETURN QUERY SELECT * FROM beltline._send(v_now, v_items, v_gathers, true);
+  EXCEPTION WHEN SQLSTATE 'BL001' THEN
+    GET STACKED DIAGNOSTICS v_bound = PG_EXCEPTION_DETAIL;
+    RETURN NEXT (11, 0, NULL, SQLERRM, v_bound::float8)::beltline.answer;
+  END;
+END $$;
+
+-- ------------------------------------------------------------------------------------------------------------- receive
+-- What time has brought to a queue: due -> ready, expired -> done. Pages of 500; what is left over waits for the next one. Returns how many moved.
+CREATE FUNCTION beltline._turn(p_now bigint, p_queue int) RETURNS int LANGUAGE plpgsql AS $$
+DECLARE v_moved int := 0; v_page int; v_id uuid; f beltline.fact;
+BEGIN
+  FOR i IN 1..40 LOOP
+    WITH due AS (
+      DELETE FROM beltline.delayed WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM beltline.delayed WHERE queue = p_queue AND since <= p_now ORDER BY since, seq LIMIT 500 FOR UPDATE SKIP LOCKED)) RETURNING *),
+    r AS (INSERT INTO beltline.ready(rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error)
+      SELECT rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error FROM due),
+    c AS (INSERT INTO beltline.delta SELECT p_queue, count(*), -count(*), 0, 0, 0, 0 FROM due HAVING count(*) > 0)
+    SELECT count(*) INTO v_page FROM due;
+    v_moved := v_moved + v_page;
+    EXIT WHEN v_page < 500;
+  END LOOP;
+  WITH due AS (UPDATE beltline.blocked SET was = 1 WHERE ctid = ANY(ARRAY(
+      SELECT ctid FROM beltline.blocked WHERE queue = p_queue AND was = 0 AND since <= p_now LIMIT 5000 FOR UPDATE SKIP LOCKED)) RETURNING 1),
+    c AS (INSERT INTO beltline.delta SELECT p_queue, count(*), -count(*), 0, 0, 0, 0 FROM due HAVING count(*) > 0)
+    SELECT v_moved + count(*) INTO v_moved FROM due;
+  FOR v_id IN SELECT id FROM (
+      (SELECT id, expires, seq FROM beltline.ready WHERE queue = p_queue AND expires IS NOT NULL AND expires <= p_now ORDER BY expires LIMIT 5000)
+      UNION ALL (SELECT id, expires, seq FROM beltline.delayed WHERE queue = p_queue AND expires IS NOT NULL AND expires <= p_now ORDER BY expires LIMIT 5000)
+      UNION ALL (SELECT id, expires, seq FROM beltline.blocked WHERE queue = p_queue AND expires IS NOT NULL AND expires <= p_now ORDER BY expires LIMIT 5000)) e
+      ORDER BY expires, seq LOOP
+    f := beltline._remove(v_id, '{0,1}');   -- another may have been quicker, or it went with its run
+    IF f.id IS NOT NULL THEN
+      PERFORM beltline._end(p_now, f, 3::smallint, '');
+      PERFORM beltline._judge_of(p_now, ARRAY[v_id]);
+      v_moved := v_moved + 1;
+    END IF;
+  END LOOP;
+  RETURN v_moved;
+END $$;
+
+CREATE FUNCTION beltline._judge_of(p_now bigint, p_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE v_runs uuid[];
+BEGIN
+  SELECT array_agg(DISTINCT run) INTO v_runs FROM beltline.body WHERE id = ANY(p_ids) AND run IS NOT NULL;
+  IF v_runs IS NOT NULL THEN
+    PERFORM beltline._judge(p_now, v_runs);
+  END IF;
+END $$;
+
+-- MessagePack of Failure("lease_lost", "", text, ""): what is noted when a lease ran out.
+CREATE FUNCTION beltline._lease_over() RETURNS bytea LANGUAGE sql IMMUTABLE AS $$ SELECT '\x94aa6c656173655f6c6f7374a0d931546865206c656173652072616e206f75743a2069747320776f726b65722064696564206f72206c6f737420746f7563682ea0'::bytea $$;
+
+-- Leases that are over: cancelled if somebody asked, dead if it was the last one allowed, else handed out again, at most p_limit (0: a sweep, none).
+CREATE FUNCTION beltline._over(p_now bigint, p_queue int, p_limit int, p_lease bigint, p_worker int) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
+DECLARE f beltline.fact; v_again int := 0; v_max int; v_reason text;
+BEGIN
+  SELECT max_deliveries INTO v_max FROM beltline.queue WHERE n = p_queue;
+  FOR f IN SELECT 2::smallint, false, l.queue, l.seq, l.id, l.rank, l.since, l.epoch, l.failed, l.lost, l.flags, NULL::bigint, NULL::text, l.error, l.due, l.started, l.worker
+      FROM beltline.lease l WHERE l.ctid = ANY(ARRAY(
+        SELECT ctid FROM beltline.lease WHERE queue = p_queue AND due <= p_now ORDER BY due, seq LIMIT p_limit + 500 FOR UPDATE SKIP LOCKED)) ORDER BY l.due, l.seq LOOP
+    SELECT reason INTO v_reason FROM beltline.asked WHERE id = f.id;
+    IF v_reason IS NOT NULL OR f.lost + 1 >= v_max THEN
+      DELETE FROM beltline.lease WHERE id = f.id AND epoch = f.epoch;
+      CONTINUE WHEN NOT FOUND;   -- it went with its run
+      PERFORM beltline._note(p_now, f, 'lost', 0, '', beltline._lease_over());
+      f.lost := f.lost + 1;
+      IF v_reason IS NOT NULL THEN
+        PERFORM beltline._end(p_now, f, 2::smallint, v_reason);
+      ELSE
+        PERFORM beltline._die(p_now, f, 'poison: ' || f.lost || ' deliveries never answered', '', beltline._lease_over());
+      END IF;
+      PERFORM beltline._judge_of(p_now, ARRAY[f.id]);
+    ELSIF v_again < p_limit THEN
+      PERFORM beltline._note(p_now, f, 'lost', 0, '', beltline._lease_over());
+      UPDATE beltline.lease SET epoch = epoch + 1, lost = lost + 1, due = p_now + p_lease, started = p_now, worker = p_worker WHERE id = f.id;
+      v_again := v_again + 1;
+      RETURN NEXT f.id;
+    END IF;
+  END LOOP;
+END $$;
+
+-- Backpressure: how many messages may be taken without flooding a queue that this one feeds. Leases that are over have their room already. The rows of the feeds
+-- are locked: two receives could flood it together.
+CREATE FUNCTION beltline._room(p_now bigint, p_queue int) RETURNS int LANGUAGE plpgsql AS $$
+DECLARE
+  v_feed record; v_room float8 := 1e9; v_here float8; v_low float8; v_load float8;
+BEGIN
+  PERFORM FROM beltline.queue q WHERE q.n IN (SELECT feed FROM beltline.feed WHERE queue = p_queue) ORDER BY q.n FOR NO KEY UPDATE;
+  FOR v_feed IN SELECT f.feed, f.fan_out, q.high_water, q.low_water FROM beltline.feed f JOIN beltline.queue q ON q.n = f.feed WHERE f.queue = p_queue ORDER BY f.feed LOOP
+    PERFORM beltline._turn(p_now, v_feed.feed);
+    v_low := least(v_feed.high_water, CASE WHEN v_feed.low_water = 'Infinity' THEN v_feed.high_water / 2 ELSE v_feed.low_water END);
+    SELECT sum(CASE WHEN t.queue = v_feed.feed THEN t.ready ELSE 0 END) + sum(t.leased * coalesce(f.fan_out, 0)) INTO v_load FROM (
+        SELECT queue, ready, leased FROM beltline.tally WHERE queue = v_feed.feed OR queue IN (SELECT queue FROM beltline.feed WHERE feed = v_feed.feed)
+        UNION ALL SELECT queue, ready, leased FROM beltline.delta WHERE queue = v_feed.feed OR queue IN (SELECT queue FROM beltline.feed WHERE feed = v_feed.feed)) t
+      LEFT JOIN beltline.feed f ON f.queue = t.queue AND f.feed = v_feed.feed;
+    v_load := coalesce(v_load, 0);
+    IF v_feed.high_water = 'Infinity' OR v_load <= v_low THEN
+      DELETE FROM beltline.stalled WHERE queue = p_queue AND feed = v_feed.feed;
+    ELSIF EXISTS (SELECT FROM beltline.stalled WHERE queue = p_queue AND feed = v_feed.feed) THEN
+      v_room := 0;
+      CONTINUE;
+    END IF;
+    v_here := CASE WHEN v_feed.high_water = 'Infinity' THEN 1e9 ELSE floor((v_feed.high_water - v_load) / v_feed.fan_out) END;
+    IF v_here < 1 AND v_load = 0 THEN
+      v_here := 1;   -- one message alone overflows it: better than a line that stands still for ever
+    END IF;
+    IF v_here < 1 THEN
+      INSERT INTO beltline.stalled(queue, feed) VALUES (p_queue, v_feed.feed) ON CONFLICT DO NOTHING;
+    END IF;
+    v_room := least(v_room, greatest(0, v_here));
+  END LOOP;
+  RETURN v_room::int;
+END $$;
+
+-- kind 0: a delivery. 1: queue `task` is not declared. 2: nothing is there, and time alone will change that at `until` (NULL: not at all).
+CREATE FUNCTION beltline.receive(p_now bigint, p_queues text[], p_limit int, p_lease bigint, p_worker text)
+  RETURNS TABLE(kind int, queue int, id uuid, task text, epoch int, failed int, lost int, sent bigint, until bigint, group_epoch bigint, head bytea, body bytea)
+  LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+  v_now bigint := beltline._now(p_now); v_queues int[] := beltline._queues(p_queues); v_until bigint := v_now + p_lease; v_worker int := beltline._worker(p_worker);
+  v_count int := 0; v_found int; v_room int; v_again uuid[]; v_next bigint; q record;
+BEGIN
+  IF array_position(v_queues, NULL) IS NOT NULL THEN
+    RETURN QUERY SELECT 1, 0, NULL::uuid, p_queues[array_position(v_queues, NULL)], 0, 0, 0, 0::bigint, 0::bigint, 0::bigint, NULL::bytea, NULL::bytea;
+    RETURN;
+  END IF;
+  FOR i IN 1..cardinality(v_queues) LOOP
+    EXIT WHEN v_count >= p_limit;
+    SELECT o.n, o.paused, o.feeds,
+        EXISTS (SELECT FROM beltline.delayed d WHERE d.queue = o.n AND d.since <= v_now) OR EXISTS (SELECT FROM beltline.blocked b WHERE b.queue = o.n AND b.was = 0 AND b.since <= v_now)
+        OR EXISTS (SELECT FROM beltline.ready e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires <= v_now)
+        OR EXISTS (SELECT FROM beltline.delayed e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires <= v_now)
+        OR EXISTS (SELECT FROM beltline.blocked e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires <= v_now) AS turn,
+        EXISTS (SELECT FROM beltline.lease l WHERE l.queue = o.n AND l.due <= v_now) AS over
+      INTO q FROM beltline.queue o WHERE o.n = v_queues[i];
+    CONTINUE WHEN q.paused;
+    IF q.turn THEN
+      PERFORM beltline._turn(v_now, q.n);
+    END IF;
+    IF q.over THEN
+      v_again := ARRAY(SELECT beltline._over(v_now, q.n, p_limit - v_count, p_lease, v_worker));
+      RETURN QUERY SELECT 0, i, l.id, b.task, l.epoch, l.failed, l.lost, b.sent, l.due, CASE WHEN l.flags & 1 <> 0 THEN nextval('beltline.hand_out') ELSE 0 END, b.head, b.body
+        FROM unnest(v_again) WITH ORDINALITY AS a(id, ord) JOIN beltline.lease l ON l.id = a.id JOIN beltline.body b ON b.id = l.id ORDER BY a.ord;
+      v_count := v_count + cardinality(v_again);
+    END IF;
+    v_room := p_limit - v_count;
+    IF q.feeds AND v_room > 0 THEN
+      v_room := least(v_room, beltline._room(v_now, q.n));
+    END IF;
+    CONTINUE WHEN v_room < 1;
+    RETURN QUERY
+      WITH taken AS (
+        DELETE FROM beltline.ready r WHERE r.ctid = ANY(ARRAY(
+          SELECT x.ctid FROM beltline.ready x WHERE x.queue = q.n AND (x.expires IS NULL OR x.expires > v_now) ORDER BY x.rank, x.seq LIMIT v_room FOR UPDATE SKIP LOCKED))
+          RETURNING r.id, r.rank, r.seq, r.since, r.epoch, r.failed, r.lost, r.flags, r.why, r.error),
+      leased AS (
+        INSERT INTO beltline.lease(id, due, rank, seq, since, started, queue, epoch, failed, lost, worker, flags, error)
+          SELECT t.id, v_until, t.rank, t.seq, t.since, v_now, q.n, t.epoch + 1, t.failed, t.lost, v_worker, t.flags, t.error FROM taken t),
+      counted AS (
+        INSERT INTO beltline.delta SELECT q.n, -count(*), 0, count(*), 0, 0, -count(*) FILTER (WHERE beltline._is_parked(t.why)) FROM taken t HAVING count(*) > 0)
+      SELECT 0, i, t.id, b.task, t.epoch + 1, t.failed, t.lost, b.sent, v_until, CASE WHEN t.flags & 1 <> 0 THEN nextval('beltline.hand_out') ELSE 0 END, b.head, b.body
+        FROM taken t JOIN beltline.body b ON b.id = t.id ORDER BY t.rank, t.seq;
+    GET DIAGNOSTICS v_found = ROW_COUNT;
+    v_count := v_count + v_found;
+  END LOOP;
+  IF v_count = 0 THEN
+    SELECT min(m) INTO v_next FROM unnest(v_queues) AS n(q), LATERAL (SELECT least(
+      (SELECT min(since) FROM beltline.delayed d WHERE d.queue = n.q), (SELECT min(since) FROM beltline.blocked b WHERE b.queue = n.q AND b.was = 0),
+      (SELECT min(due) FROM beltline.lease l WHERE l.queue = n.q)) AS m) s;
+    RETURN QUERY SELECT 2, 0, NULL::uuid, NULL::text, 0, 0, 0, v_now, v_next, 0::bigint, NULL::bytea, NULL::bytea;
+  END IF;
+END $$;
+
+-- ------------------------------------------------------------------------------------------------------------- settle
+-- Back to its queue, unless its cancellation was asked for. p_keep: to the place it had. The fact has been taken out of `lease`.
+CREATE FUNCTION beltline._back(p_now bigint, f beltline.fact, p_delay bigint, p_why text, p_keep boolean, p_error text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE v_reason text; v_parked int := CASE WHEN beltline._is_parked(p_why) THEN 1 ELSE 0 END;
+BEGIN
+  SELECT reason INTO v_reason FROM beltline.asked WHERE id = f.id;
+  IF v_reason IS NOT NULL THEN
+    PERFORM beltline._end(p_now, f, 2::smallint, v_reason);
+    RETURN;
+  END IF;
+  IF NOT p_keep THEN
+    f.since := p_now + p_delay;
+    SELECT beltline._rank(f.queue, f.since, prio) INTO f.rank FROM beltline.body WHERE id = f.id;
+  END IF;
+  f.why := p_why;
+  f.error := coalesce(p_error, f.error);
+  IF f.since <= p_now THEN
+    PERFORM beltline._put_ready(p_now, f, f.queue), beltline._moved(f.queue, 2, 1, v_parked), beltline._woken(f.queue);
+  ELSE
+    PERFORM beltline._put_delayed(f, f.queue), beltline._moved(f.queue, 2, 0, v_parked), beltline._woken(f.queue);
+  END IF;
+  PERFORM beltline._lane_moves_on(p_now, f);   -- one that was redriven meanwhile may stand before it
+END $$;
+
+-- An ack that is more than the end of a message and its hand-off: of a group, or of a part of a gather, or with gathers of its own.
+-- p_carried: what follows still has the duty to answer its part.
+CREATE FUNCTION beltline._ack(p_now bigint, f beltline.fact, p_ended smallint, p_ran float8, p_result bytea, p_ttl bigint, p_note text, p_part bytea, p_carried boolean,
+  p_then beltline.item[], p_gathers beltline.opened[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE v_run uuid; v_gather uuid; v_part int; v_opened uuid[];
+BEGIN
+  SELECT run, gather, part INTO v_run, v_gather, v_part FROM beltline.body WHERE id = f.id;
+  INSERT INTO beltline.done(id, ended, started, seq, result_until, queue, epoch, failed, lost, worker, ran, outcome, flags, why, error, result)
+    VALUES (f.id, p_now, f.started, f.seq, CASE WHEN v_run IS NULL AND p_result IS NOT NULL THEN p_now + p_ttl END, f.queue, f.epoch, f.failed, f.lost, f.worker, p_ran, p_ended,
+      f.flags, p_note, f.error, CASE WHEN v_run IS NULL THEN p_result END);
+  PERFORM beltline._moved(f.queue, 2, 3);
+  DELETE FROM beltline.asked WHERE id = f.id;
+  PERFORM beltline._lane_moves_on(p_now, f);
+  IF v_run IS NOT NULL THEN
+    PERFORM beltline._runs(ARRAY[v_run]);
+    PERFORM beltline._run_add(v_run, -1, 0, p_ended);
+    IF beltline._given_up(v_run) THEN
+      RETURN;
+    END IF;
+    IF p_result IS NOT NULL THEN
+      UPDATE beltline.run SET result = p_result, result_until = p_now + p_ttl WHERE id = v_run;
+    END IF;
+  END IF;
+  IF p_gathers IS NOT NULL THEN
+    v_opened := beltline._open(p_now, p_gathers);
+  END IF;
+  IF p_then IS NOT NULL THEN
+    PERFORM beltline._hand_on(p_now, p_then);
+  END IF;
+  PERFORM beltline._fire_if_complete(p_now, g) FROM unnest(v_opened) g;
+  IF v_gather IS NOT NULL THEN
+    IF p_part IS NOT NULL THEN
+      PERFORM beltline._answer(p_now, v_gather, v_part, p_part);
+    ELSIF NOT p_carried THEN
+      PERFORM beltline._absent(p_now, v_gather, v_part, p_ended <> 1);
+    END IF;
+  END IF;
+END $$;
+
+-- Acks of a run in one go: no group, no part, no gathers. p_ids: the messages, p_ords: their places in the batch. Their rows in `done` are written.
+CREATE FUNCTION beltline._pass(p_now bigint, p_ids uuid[], p_ords int[], p_ended smallint[], p_result bytea[], p_ttl bigint[], p_then beltline.item[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE v_runs uuid[]; v_up boolean; v_then beltline.item[] := p_then; v_new beltline.item[];
+BEGIN
+  SELECT array_agg(b.run ORDER BY i.ord) INTO v_runs FROM unnest(p_ids) WITH ORDINALITY AS i(id, ord) JOIN beltline.body b ON b.id = i.id;
+  PERFORM beltline._runs(v_runs);
+  SELECT bool_or(state >= 3) INTO v_up FROM beltline.run WHERE id = ANY(v_runs);
+  IF v_up THEN   -- what they would hand on is dropped
+    SELECT array_agg(ROW(t.*)::beltline.item ORDER BY t.ord) INTO v_then FROM unnest(p_then) t
+      WHERE NOT EXISTS (SELECT FROM unnest(v_runs, p_ords) r(run, ord) JOIN beltline.run u ON u.id = r.run WHERE r.ord = t.ord AND u.state >= 3);
+  END IF;
+  IF v_then IS NOT NULL THEN
+    v_new := beltline._only(v_then, beltline._store(p_now, v_then));
+    PERFORM beltline._woken(queue) FROM (SELECT DISTINCT queue FROM unnest(v_new)) q;
+  END IF;
+  IF EXISTS (SELECT FROM unnest(v_new) WHERE run IS NOT NULL AND NOT run = ANY(v_runs)) THEN
+    PERFORM beltline._judge(p_now, beltline._enter(p_now, (SELECT array_agg(ROW(n.*)::beltline.item) FROM unnest(v_new) n WHERE NOT run = ANY(v_runs))));
+  END IF;
+  -- A linear hand-off, one gone and one come, changes nothing in its run, so nothing is written.
+  WITH net AS (
+    SELECT run, sum(change) AS change, max(ended) AS ended, (array_agg(result) FILTER (WHERE result IS NOT NULL))[1] AS result,
+        (array_agg(ttl) FILTER (WHERE result IS NOT NULL))[1] AS ttl FROM (
+      SELECT r.run, -1 AS change, p_ended[r.ord] AS ended, p_result[r.ord] AS result, p_ttl[r.ord] AS ttl FROM unnest(v_runs, p_ords) r(run, ord)
+      UNION ALL SELECT n.run, 1, NULL, NULL, NULL FROM unnest(v_new) n WHERE n.run = ANY(v_runs)) changes
+    GROUP BY run),
+  judged AS (
+    SELECT u.id, u.counted AS before, n.change, n.ended, CASE WHEN u.state < 3 THEN n.result END AS result, n.ttl,
+        CASE WHEN u.state >= 3 THEN u.state WHEN u.open + n.change > 0 THEN 0 WHEN u.dead > 0 THEN 2 WHEN coalesce(n.ended, u.last) IN (2, 3) THEN 4 ELSE 1 END AS state
+      FROM net n JOIN beltline.run u ON u.id = n.run WHERE n.change <> 0 OR n.result IS NOT NULL),
+  written AS (
+    UPDATE beltline.run r SET open = r.open + j.change, last = coalesce(j.ended, r.last), state = j.state, counted = j.state,
+        ended = CASE WHEN j.state = j.before THEN r.ended WHEN j.state IN (0, 2) THEN 0 ELSE p_now END,
+        result = coalesce(j.result, r.result), result_until = CASE WHEN j.result IS NULL THEN r.result_until ELSE p_now + j.ttl END
+      FROM judged j WHERE r.id = j.id RETURNING r.chain, j.before, j.state)
+  INSERT INTO beltline.run_delta(chain, state, count)
+    SELECT chain, state, sum(change) FROM (
+      SELECT chain, state, 1 AS change FROM written WHERE state <> before UNION ALL SELECT chain, before, -1 FROM written WHERE state <> before AND before >= 0) changes
+    GROUP BY chain, state HAVING sum(change) <> 0;
+END $$;
+
+-- A mixed batch: op 0 ack, 1 retry, 2 release, 3 dead-letter. `done`: the places of those that took effect; a receipt that is not among them had lost its lease and has
+-- written nothing. `refused`: a hand-off names a queue that is not declared; nothing is written. The last p_templates items are what gathers send. Ids in one call differ.
+CREATE FUNCTION beltline.settle(p_now bigint, p_guest boolean, s_id uuid[], s_epoch int[], s_ran float8[], s_op smallint[], s_ended smallint[], s_delay bigint[], s_lost boolean[],
+  s_result bytea[], s_ttl bigint[], s_part bytea[], s_note text[], s_error text[], s_failure bytea[], c_parent int[], c_gather uuid[], c_part int[],
+  p_queues text[], p_tasks text[], p_chains text[], p_templates int, p_parent int[],
+  p_id uuid[], p_queue int[], p_task int[], p_prio smallint[], p_due bigint[], p_delay bigint[], p_expires bigint[], p_group bytea[], p_dedup bytea[],
+  p_dedup_ms bigint[], p_run uuid[], p_chain int[], p_gather uuid[], p_part int[], p_head bytea[], p_body bytea[],
+  g_parent int[], g_id uuid[], g_run uuid[], g_chain text[], g_expected int[], g_on_dead smallint[], g_outer uuid[], g_outer_part int[], g_ttl bigint[], g_data bytea[],
+  g_then int[], g_prefix bytea[], g_suffix bytea[])
+  RETURNS TABLE(done int[], woken text, refused text) LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+  v_now bigint := CASE WHEN p_guest THEN beltline._time(p_now) ELSE beltline._now(p_now) END;
+  v_queues int[] := beltline._queues(p_queues);
+  v_items beltline.item[]; v_gathers beltline.opened[]; v_then beltline.item[];
+  v_done int[]; v_runs uuid[]; v_plain int[]; v_chain uuid[]; v_chain_ord int[]; v_rest beltline.fact[]; v_rest_ord int[]; f beltline.fact; o int;
+  v_lost boolean; v_run uuid; v_mine beltline.opened[];
+BEGIN
+  IF p_guest THEN
+    PERFORM set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN ('off', 'local');
+  END IF;
+  PERFORM set_config('beltline.woken', '', true);
+  IF array_position(v_queues, NULL) IS NOT NULL THEN
+    RETURN QUERY SELECT '{}'::int[], '', p_queues[array_position(v_queues, NULL)];
+    RETURN;
+  END IF;
+  IF p_id IS NOT NULL THEN
+    v_items := beltline._items(v_queues, p_tasks, p_chains, p_parent, p_id, p_queue, p_task, p_prio, p_due, p_delay, p_expires, p_group, p_dedup, p_dedup_ms, p_run, p_chain,
+      p_gather, p_part, p_head, p_body);
+  END IF;
+  IF g_id IS NOT NULL THEN
+    v_gathers := beltline._gathers(v_items, g_parent, g_id, g_run, g_chain, g_expected, g_on_dead, g_outer, g_outer_part, g_ttl, g_data, g_then, g_prefix, g_suffix);
+    v_items := v_items[1 : coalesce(cardinality(v_items), 0) - p_templates];
+  END IF;
+  WITH gone AS (
+    DELETE FROM beltline.lease l
+      USING unnest(s_id, s_epoch, s_ran, s_op, s_ended, s_result, s_ttl, s_note) WITH ORDINALITY AS s(id, epoch, ran, op, ended, result, ttl, note, ord)
+      WHERE l.id = s.id AND l.epoch = s.epoch
+      RETURNING l.*, s.ran, coalesce(s.op, 0) AS op, coalesce(s.ended, 1) AS outcome, s.result, s.ttl, s.note, s.ord::int AS ord,
+        coalesce(s.op, 0) = 0 AND l.flags & 5 = 0 AND NOT coalesce(s.ord = ANY(g_parent), false) AS simple),
+  finished AS (
+    INSERT INTO beltline.done(id, ended, started, seq, result_until, queue, epoch, failed, lost, worker, ran, outcome, flags, why, error, result)
+      SELECT id, v_now, started, seq, CASE WHEN flags & 2 = 0 AND result IS NOT NULL THEN v_now + ttl END, queue, epoch, failed, lost, worker, ran, outcome, flags, note, error,
+        CASE WHEN flags & 2 = 0 THEN result END FROM gone WHERE simple),
+  counted AS (INSERT INTO beltline.delta SELECT queue, 0, 0, -count(*), 0, count(*), 0 FROM gone WHERE simple GROUP BY queue)
+  SELECT array_agg(ord), array_agg(ord) FILTER (WHERE simple AND flags & 2 = 0), array_agg(id) FILTER (WHERE simple AND flags & 2 <> 0),
+      array_agg(ord) FILTER (WHERE simple AND flags & 2 <> 0), array_agg(ord ORDER BY ord) FILTER (WHERE NOT simple),
+      array_agg(ROW(2, false, queue, seq, id, rank, since, epoch, failed, lost, flags, NULL, NULL, error, due, started, worker)::beltline.fact ORDER BY ord) FILTER (WHERE NOT simple)
+    INTO v_done, v_plain, v_chain, v_chain_ord, v_rest_ord, v_rest FROM gone;
+  IF EXISTS (SELECT FROM beltline.asked) THEN   -- an ack stands
+    DELETE FROM beltline.asked WHERE id = ANY(s_id) AND NOT EXISTS (SELECT FROM beltline.lease l WHERE l.id = asked.id)
+      AND NOT id IN (SELECT r.id FROM unnest(v_rest) r);
+  END IF;
+  IF v_items IS NOT NULL AND v_plain IS NOT NULL THEN
+    SELECT array_agg(ROW(i.*)::beltline.item ORDER BY i.ord) INTO v_then FROM unnest(v_items) i WHERE i.ord = ANY(v_plain);
+    IF v_then IS NOT NULL THEN
+      PERFORM beltline._hand_on(v_now, v_then);
+      SELECT array_agg(run) INTO v_runs FROM unnest(v_then) WHERE run IS NOT NULL;
+    END IF;
+  END IF;
+  IF v_chain IS NOT NULL THEN
+    v_then := v_items;
+    IF v_items IS NOT NULL AND cardinality(v_chain_ord) < cardinality(s_id) THEN
+      SELECT array_agg(ROW(i.*)::beltline.item) INTO v_then FROM unnest(v_items) i WHERE i.ord = ANY(v_chain_ord);
+    END IF;
+    PERFORM beltline._pass(v_now, v_chain, v_chain_ord, coalesce(s_ended, array_fill(1::smallint, ARRAY[cardinality(s_id)])), s_result, s_ttl, v_then);
+  END IF;
+  FOR i IN 1..coalesce(cardinality(v_rest), 0) LOOP
+    f := v_rest[i];
+    o := v_rest_ord[i];
+    v_lost := coalesce(s_lost[o], false);
+    IF f.flags & 2 <> 0 THEN
+      SELECT array_append(v_runs, run) INTO v_runs FROM beltline.body WHERE id = f.id;
+    END IF;
+    CASE coalesce(s_op[o], 0)
+    WHEN 0 THEN
+      SELECT array_agg(ROW(t.*)::beltline.item) INTO v_then FROM unnest(v_items) t WHERE t.ord = o;
+      SELECT array_agg(ROW(g.*)::beltline.opened) INTO v_mine FROM unnest(v_gathers) g WHERE g.ord = o;
+      PERFORM beltline._ack(v_now, f, coalesce(s_ended[o], 1::smallint), s_ran[o], s_result[o], s_ttl[o], s_note[o], s_part[o],
+        EXISTS (SELECT FROM unnest(c_parent, c_gather, c_part) c(ord, gather, part) JOIN beltline.body b ON b.gather = c.gather AND b.part = c.part WHERE c.ord = o AND b.id = f.id),
+        v_then, v_mine);
+    WHEN 2 THEN
+      PERFORM beltline._note(v_now, f, 'release', 0, coalesce(s_note[o], ''), NULL);
+      PERFORM beltline._back(v_now, f, s_delay[o], coalesce(s_note[o], ''), s_delay[o] <= 0, NULL);
+    WHEN 1 THEN
+      IF v_lost AND f.lost + 1 >= (SELECT max_deliveries FROM beltline.queue WHERE n = f.queue) THEN
+        PERFORM beltline._note(v_now, f, 'dead_letter', s_ran[o], 'poison: ' || f.lost + 1 || ' deliveries never answered', s_failure[o]);
+        f.lost := f.lost + 1;
+        PERFORM beltline._die(v_now, f, 'poison: ' || f.lost || ' deliveries never answered', s_error[o], s_failure[o]);
+      ELSE
+        PERFORM beltline._note(v_now, f, CASE WHEN v_lost THEN 'lost' ELSE 'retry' END, s_ran[o], '', s_failure[o]);
+        f.lost := f.lost + v_lost::int;
+        f.failed := f.failed + (NOT v_lost)::int;
+        PERFORM beltline._back(v_now, f, s_delay[o], coalesce(s_note[o], ''), false, s_error[o]);
+      END IF;
+    WHEN 3 THEN
+      PERFORM beltline._note(v_now, f, 'dead_letter', s_ran[o], s_note[o], s_failure[o]);
+      f.lost := f.lost + v_lost::int;
+      f.failed := f.failed + (NOT v_lost)::int;
+      PERFORM beltline._die(v_now, f, s_note[o], s_error[o], s_failure[o]);
+    END CASE;
+  END LOOP;
+  IF v_runs IS NOT NULL THEN
+    PERFORM beltline._judge(v_now, v_runs);
+  END IF;
+  RETURN QUERY SELECT coalesce(v_done, '{}'), current_setting('beltline.woken', true), NULL::text;
+END $$;
+
+-- `place`: of the receipts that still hold; `asked`: somebody wants it to stop.
+CREATE FUNCTION beltline.renew(p_now bigint, p_id uuid[], p_epoch int[], p_lease bigint) RETURNS TABLE(place int, asked boolean) LANGUAGE plpgsql
+  SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+#variable_conflict use_column
+DECLARE v_until bigint := beltline._now(p_now) + p_lease;
+BEGIN
+  RETURN QUERY
+    WITH held AS (
+      UPDATE beltline.lease l SET due = v_until FROM unnest(p_id, p_epoch) WITH ORDINALITY AS r(id, epoch, ord) WHERE l.id = r.id AND l.epoch = r.epoch RETURNING l.id, r.ord)
+    SELECT h.ord::int, EXISTS (SELECT FROM beltline.asked a WHERE a.id = h.id) FROM held h;
+END $$;

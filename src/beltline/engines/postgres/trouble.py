@@ -1,0 +1,79 @@
+"""What an error of psycopg means for the caller: certainly no effect, or perhaps one.
+
+An error that the server itself reports for a statement rolled that statement back: none. When the connection broke while an answer was awaited, the commit may
+have happened: unknown. Source of the codes: PostgreSQL documentation, appendix A.
+"""
+
+from enum import Enum
+
+import psycopg
+
+from beltline.core.errors import BeltlineError, EngineError, EngineForeign, EngineUnavailable
+
+AGAIN = frozenset(["40001", "40P01"])  # serialization failure, deadlock: nothing happened, once more
+UNPREPARED = frozenset(["26000", "42P05", "0A000"])  # a pooler gave us another connection than the one that prepared; a cached plan whose tables changed
+_GOING = frozenset(["57P01", "57P02", "57P03", "57P04"])  # shut down by the administrator, crashed, starting up, database dropped
+_MISSING = frozenset(["42883", "42P01", "3F000", "42704"])  # function, table, schema, type
+_BUSY = frozenset(["57014", "55P03", "25P03", "57P05"])  # statement, lock, idle time-outs
+_FULL = frozenset(["53100", "53200", "53300", "53400"])  # disk, memory, connections
+
+
+class Remedy(Enum):
+    AGAIN = 1  # the same connection, the same statement, after a short pause
+    UNPREPARED = 2  # the same without prepared statements
+    NONE = 3
+
+
+def remedy(error: psycopg.Error) -> Remedy:
+    if error.sqlstate in AGAIN:
+        return Remedy.AGAIN
+    return Remedy.UNPREPARED if error.sqlstate in UNPREPARED else Remedy.NONE
+
+
+def broken(error: psycopg.Error) -> bool:
+    """The connection cannot be used any more, or leads to a server that cannot be written."""
+    state = error.sqlstate
+    return state is None or state in _GOING or state.startswith("08") or state == "25006"
+
+
+def connecting(error: psycopg.Error, shown: str) -> BeltlineError:
+    """No connection could be made: nothing happened."""
+    text = _text(error)
+    helps = {
+        "28P01": "Check user and password of the URL.",
+        "28000": "Check user and password of the URL, and pg_hba.conf of the server.",
+        "3D000": "Create the database first (createdb), or name another.",
+        "53300": "The server has no connection left: lower ?pool=, raise max_connections, or put a pooler between.",
+    }
+    code = next((code for code, words in _WORDS.items() if words in text), error.sqlstate or "")
+    return EngineUnavailable(f"{shown} cannot be reached: {text}", effect="none", help=helps.get(code, "Is the server running? It is tried again."))
+
+
+# libpq reports the failures of a connection attempt as text only.
+_WORDS = {"28P01": "password authentication failed", "28000": "no pg_hba.conf entry", "3D000": "does not exist", "53300": "too many clients"}
+
+
+def asking(error: psycopg.Error, shown: str, schema: str) -> BeltlineError:
+    """A statement failed."""
+    state, text = error.sqlstate, _text(error)
+    if state is None or state in _GOING or state.startswith("08"):
+        return EngineUnavailable(f"The connection to {shown} broke: {text}", effect="unknown", help="It is made again by itself.")
+    if state == "25006":
+        return EngineUnavailable(
+            f"{shown} cannot be written: {text}", effect="none", help="Give the URL of the primary, or of all servers: postgresql://one,two/database"
+        )
+    if state in _MISSING:
+        return EngineForeign(
+            f"Schema {schema} of {shown} is not a Beltline of this version: {text}", why="Nothing in it was changed.", help="beltline migrate"
+        )
+    if state in _BUSY:
+        return EngineUnavailable(f"{shown} gave up: {text}", effect="none", help="A long transaction, or a time-out of this role, stands in the way (beltline doctor).")
+    if state in _FULL:
+        return EngineUnavailable(f"{shown} is full: {text}", effect="none", help="Make room on the server.")
+    if state == "42501":
+        return EngineUnavailable(f"{shown} forbids it: {text}", effect="none", help=f"Grant this role the use of schema {schema}.")
+    return EngineError(f"{shown} refused: {text} ({state})", why="Nothing was stored.")
+
+
+def _text(error: psycopg.Error) -> str:
+    return " ".join((error.diag.message_primary or str(error)).split()) or type(error).__name__
