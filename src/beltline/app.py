@@ -5,7 +5,7 @@ import importlib.util
 import math
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 
@@ -17,7 +17,7 @@ from beltline.core.chain import ChainPlan
 from beltline.core.clock import Clock
 from beltline.core.codec import unpack
 from beltline.core.config import Config
-from beltline.core.errors import ChainInvalid, TaskInvalid, TaskUnknown, Unsupported, UsageError
+from beltline.core.errors import ChainInvalid, HandleMisused, TaskInvalid, TaskUnknown, Unsupported, UsageError
 from beltline.core.limits import Seconds
 from beltline.core.message import Message
 from beltline.core.names import QueueName, RunId, message_id, queue_name, task_name
@@ -26,11 +26,12 @@ from beltline.core.queues import AGEING_S, HIGH_WATER, Feed, QueueSpec
 from beltline.core.rerun import rerun
 from beltline.core.retry import Retry
 from beltline.core.views import MessageFilter
+from beltline.engines.guests import keeps_others_out
 from beltline.engines.protocol import Browse, Engine, Runs
 from beltline.handles import Handle, Host
 from beltline.portal import Portal
 from beltline.resources import Resource, Resources
-from beltline.sending import Options, Sendable, Target, new_id
+from beltline.sending import Call, Options, Sendable, Target, asend_calls, new_id, send_calls
 from beltline.tasks import AsyncTask, SyncTask, Task, build_message
 
 P = ParamSpec("P")
@@ -254,14 +255,28 @@ class App:
         self._given_url = url
         self._durability = durability or self._durability
 
-    async def ready(self) -> Engine:
-        """The open engine with all queues declared. Cheap after the first call."""
+    async def ready(self, connection: object | None = None) -> Engine:
+        """The open engine with all queues declared. Cheap after the first call.
+
+        `connection`: one of the caller's, in whose open transaction something is to be written. Raises HandleMisused where declaring would wait for its end.
+        """
         engine = self.engine
         if not self._opened:
             await engine.open()
-            await engine.declare(self.specs())
+            if not (keeps_others_out(connection) and await self._declared(engine)):
+                await engine.declare(self.specs())
             self._opened = True
         return engine
+
+    async def _declared(self, engine: Engine) -> bool:
+        """For a caller who keeps everybody else from writing. Raises HandleMisused."""
+        known = {spec.name: spec for spec in await engine.queues()} if isinstance(engine, Browse) else {}
+        if all(known.get(spec.name) == spec for spec in self.specs()):
+            return True
+        raise HandleMisused(
+            "The queues of this app are not declared yet, and your open transaction keeps everybody else from writing.",
+            help="Open the app before the transaction begins: `with app:` or `await app.ready()`.",
+        )
 
     def blocking(self, work: Coroutine[Any, Any, T]) -> T:
         """Run an asynchronous operation of this app from synchronous code."""
@@ -342,6 +357,14 @@ class App:
         """`arerun` for synchronous code."""
         return self.blocking(self.arerun(run, stage=stage))
 
+    def send_many(self, calls: Iterable[Call[Any]], *, connection: object | None = None) -> list[Handle[Any]]:
+        """Calls of any tasks and chains of this app, all or none, in one write, in the order given. `connection`: in that one's transaction."""
+        return send_calls(self, list(calls), connection)
+
+    async def asend_many(self, calls: Iterable[Call[Any]], *, connection: object | None = None) -> list[Handle[Any]]:
+        """`send_many` for asynchronous code."""
+        return await asend_calls(self, list(calls), connection)
+
     def handle(self, id: str) -> Handle[Any]:
         """A handle for any message or run id. Whether it exists shows when it is asked."""
         return Handle(self, message_id(id))
@@ -375,6 +398,9 @@ class Remote(Sendable[..., Any]):
     def _target(self) -> Target:
         return self
 
+    def takes(self, name: str) -> bool:
+        return True  # nobody here knows: whatever is given is an argument
+
     def message(self, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Options) -> Message:
         from beltline.core.codec import pack
         from beltline.core.errors import BodyTooLarge
@@ -401,6 +427,9 @@ class Elsewhere(Sendable[..., Any]):
 
     def _target(self) -> Target:
         return self
+
+    def takes(self, name: str) -> bool:
+        return self._task.takes(name)
 
     def message(self, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Options) -> Message:
         return structs.replace(self._task.message(args, kwargs, chosen), queue=self.queue)

@@ -256,6 +256,9 @@ class Chain(Sendable[P, R]):
     def _target(self) -> Target:
         return self
 
+    def takes(self, name: str) -> bool:
+        return self._first.task.signature.takes(name)
+
     def message(self, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Options) -> Message:
         """The message that enters the first stage. Its id is the run's."""
         stage = self.plan.stages[0]

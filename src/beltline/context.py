@@ -1,29 +1,39 @@
 """What a running task can know of its own delivery: `current()`.
 
 A fence protects an outside resource only if that resource checks it: pass `fence` along and refuse smaller numbers there. `idempotency_key` is the
-same on every attempt of the same message: use it wherever an outside service takes one.
+same on every attempt of the same message: use it wherever an outside service takes one. `transaction` is stronger than both, for writes to the engine's own store.
 """
 
 import logging
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
-from typing import Any
+from typing import Any, Protocol
 
 from beltline.core.codec import pack
 from beltline.core.errors import NoDelivery
 from beltline.core.message import Delivery
 
+
+class Station(Protocol):
+    """What a running task's slot offers it."""
+
+    def transaction(self, current: "Current", connection: Any) -> Any: ...
+
+    async def atransaction(self, current: "Current", connection: Any) -> Any: ...
+
+
 _current: ContextVar["Current | None"] = ContextVar("beltline_current", default=None)
 
 
 class Current:
-    """The delivery a task is running for. Read-only; `progress` is the one thing it sends."""
+    """The delivery a task is running for. Read-only, but for `progress` and `transaction`."""
 
-    __slots__ = ("_delivery", "_report", "_stop_asked", "worker")
+    __slots__ = ("_delivery", "_report", "_station", "_stop_asked", "worker")
 
-    def __init__(self, delivery: Delivery, *, worker: str, report_progress: Callable[[bytes], None]) -> None:
+    def __init__(self, delivery: Delivery, *, worker: str, report_progress: Callable[[bytes], None], station: Station) -> None:
         self._delivery = delivery
         self._report = report_progress
+        self._station = station
         self._stop_asked = False
         self.worker = worker
 
@@ -86,6 +96,21 @@ class Current:
     def progress(self, value: object) -> None:
         """Let callers see how far it is: any value a queue can carry, the newest wins. Costs no write of its own."""
         self._report(pack(value))
+
+    def transaction(self, connection: Any = None) -> Any:
+        """Begin a transaction on the engine's store and return the connection to write with (psycopg.Connection, apsw.Connection). For plain `def` tasks.
+
+        When the task returns, the settle of its delivery (result, hand-off, everything) is written into the same transaction, and it is committed; when it raises, is
+        stopped, or has lost its lease, all is rolled back. So what is written through it happens exactly once. Do not commit it. The second call returns the same.
+        `connection`: your own instead (psycopg, SQLAlchemy Connection or Session, Django; on SQLite an apsw.Connection), given back as it is.
+        Outside calls belong before it: nobody should hold a transaction while he waits for something else.
+        Raises Unsupported (the engine has none), HandleMisused, EngineUnavailable.
+        """
+        return self._station.transaction(self, connection)
+
+    async def atransaction(self, connection: Any = None) -> Any:
+        """`transaction` for `async def` tasks: psycopg.AsyncConnection, SQLAlchemy AsyncConnection or AsyncSession; apsw.Connection."""
+        return await self._station.atransaction(self, connection)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

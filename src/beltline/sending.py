@@ -2,11 +2,15 @@
 
 Every send can be repeated safely: when the store's answer is lost (`EngineUnavailable`, effect "unknown") the same ids are sent again a few times, and
 the error that remains carries them (`error.ids`), so that the caller can go on with `with_options(id=…)`.
+
+In the caller's own transaction (`with_options(connection=…)`) nothing is repeated and nothing is durable yet: the message exists when, and only when, that
+transaction commits. `send(…, connection=…)` means the same where the task has no parameter of that name; type checkers know only the first spelling, because a
+signature made of the task's own (ParamSpec) has no room for a parameter more.
 """
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 from uuid import UUID
@@ -15,12 +19,14 @@ from msgspec import Struct, structs
 from uuid_utils import uuid7
 
 from beltline.core import limits
-from beltline.core.errors import EngineUnavailable
+from beltline.core.errors import EngineUnavailable, Unsupported
 from beltline.core.limits import Seconds
 from beltline.core.message import Message
 from beltline.core.names import MessageId, message_id
 from beltline.core.outcome import Sent
 from beltline.core.retry import Retry, as_retry
+from beltline.engines.guests import guest, is_async
+from beltline.engines.protocol import Engine, Transactional
 from beltline.handles import Handle, Host
 
 P = ParamSpec("P")
@@ -49,6 +55,7 @@ class Options(Struct, frozen=True, kw_only=True):
     expires_s: float | None = None
     timeout_s: float | None = None
     retry: Retry | None = None
+    connection: Any = None
 
 
 DEFAULTS = Options()
@@ -68,6 +75,7 @@ def options(
     expires: Seconds | None = None,
     timeout: Seconds | None = None,
     retry: "Retry | int | bool | None" = None,
+    connection: object | None = None,
 ) -> Options:
     """`before` with the given changes, each checked. Raises ValueInvalid, NameInvalid."""
     changes: dict[str, Any] = {}
@@ -93,16 +101,19 @@ def options(
         changes["timeout_s"] = limits.seconds("timeout", timeout, least=0.001, most=limits.MAX_LEASE_S)
     if retry is not None:
         changes["retry"] = as_retry(retry)
+    if connection is not None:
+        changes["connection"] = connection
     return structs.replace(before, **changes)
 
 
 class Call(Generic[R_co]):
     """One call with its arguments checked and packed, ready to be sent: made by `task.call(…)`, taken by `send_many`."""
 
-    __slots__ = ("message",)
+    __slots__ = ("message", "target")
 
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: Message, target: "Target") -> None:
         self.message = message
+        self.target = target
 
 
 class Target(Protocol):
@@ -110,6 +121,10 @@ class Target(Protocol):
 
     @property
     def app(self) -> Host: ...
+
+    def takes(self, name: str) -> bool:
+        """Whether a call may have an argument of this name."""
+        ...
 
     def message(self, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Options) -> Message: ...
 
@@ -127,31 +142,36 @@ class Sendable(Generic[P, R]):
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """A typed bound call for `send_many`. Raises InvalidArguments now, not at the send."""
-        return Call(self._target().message(args, kwargs, self._chosen()))
+        target = self._target()
+        return Call(target.message(args, kwargs, self._chosen()), target)
 
     def send(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Make one message durable. Raises InvalidArguments, BodyTooLarge, QueueFull (nothing stored), EngineUnavailable (`error.ids`)."""
-        target = self._target()
-        message = target.message(args, kwargs, self._chosen())
+        target, chosen, named = self._target(), self._chosen(), kwargs
+        if "connection" in kwargs:
+            chosen, named = _apart(target, chosen, kwargs)  # type: ignore[assignment]  # what is left are the task's own again
+        message = target.message(args, named, chosen)
+        if chosen.connection is not None:
+            return _handles(target, deliver_in(target.app, chosen.connection, (message,)))[0]
         return _handles(target, target.app.blocking(deliver(target.app, (message,))))[0]
 
     async def asend(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """`send` for asynchronous code."""
-        target = self._target()
-        message = target.message(args, kwargs, self._chosen())
+        target, chosen, named = self._target(), self._chosen(), kwargs
+        if "connection" in kwargs:
+            chosen, named = _apart(target, chosen, kwargs)  # type: ignore[assignment]  # what is left are the task's own again
+        message = target.message(args, named, chosen)
+        if chosen.connection is not None:
+            return _handles(target, await adeliver_in(target.app, chosen.connection, (message,)))[0]
         return _handles(target, await deliver(target.app, (message,)))[0]
 
-    def send_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
-        """All or none, in one write, in the order given: `task.send_many(task.call(x) for x in xs)`."""
-        target = self._target()
-        messages = [call.message for call in calls]
-        return _handles(target, target.app.blocking(deliver(target.app, messages))) if messages else []
+    def send_many(self, calls: Iterable[Call[R]], *, connection: object | None = None) -> list[Handle[R]]:
+        """All or none, in one write, in the order given: `task.send_many(task.call(x) for x in xs)`. `connection`: in that one's transaction."""
+        return send_calls(self._target().app, list(calls), self._chosen().connection if connection is None else connection)
 
-    async def asend_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
+    async def asend_many(self, calls: Iterable[Call[R]], *, connection: object | None = None) -> list[Handle[R]]:
         """`send_many` for asynchronous code."""
-        target = self._target()
-        messages = [call.message for call in calls]
-        return _handles(target, await deliver(target.app, messages)) if messages else []
+        return await asend_calls(self._target().app, list(calls), self._chosen().connection if connection is None else connection)
 
     def with_options(
         self,
@@ -167,10 +187,12 @@ class Sendable(Generic[P, R]):
         expires: Seconds | None = None,
         timeout: Seconds | None = None,
         retry: "Retry | int | bool | None" = None,
+        connection: object | None = None,
     ) -> "Prepared[P, R]":
         """The same, with options for its sends. `delay` in seconds or a timedelta, `at` an aware datetime, `priority` -100..100 (larger first).
 
         `id` a UUID of your own (the same id twice = one message); `group` a FIFO lane; `dedup_key` within `dedup_window` (5 min) = the same message.
+        `connection` a database connection or session of yours on the engine's store: sends become part of its transaction (docs/howto/transactions.md).
         """
         chosen = options(
             self._chosen(),
@@ -185,6 +207,7 @@ class Sendable(Generic[P, R]):
             expires=expires,
             timeout=timeout,
             retry=retry,
+            connection=connection,
         )
         return Prepared(self._target(), chosen)
 
@@ -206,15 +229,64 @@ class Prepared(Sendable[P, R]):
 async def deliver(app: Host, messages: "tuple[Message, ...] | list[Message]") -> list[Sent]:
     """Hop 2 and 3: the app's engine makes the messages durable; unknown answers are repeated with the same ids."""
     engine = await app.ready()
+    unknown = False
     for attempt in range(REPEATS + 1):
         try:
             return await engine.send(messages)
         except EngineUnavailable as error:
+            unknown = unknown or error.effect == "unknown"  # a later failure without effect says nothing about an earlier try
+            if unknown and error.effect == "none":
+                error = EngineUnavailable(error.what, effect="unknown", help=error.help)
             error.ids = [message.id for message in messages]
             if attempt == REPEATS:
-                raise
+                raise error from None
             await asyncio.sleep(random.uniform(0.02, 0.1) * 4**attempt)  # noqa: S311 - jitter, no secret
     raise AssertionError("unreachable")
+
+
+def deliver_in(app: Host, connection: Any, messages: Sequence[Message]) -> list[Sent]:
+    """The same in the transaction of a synchronous connection, in this thread. Raises Unsupported, HandleMisused, and the refusals of a send."""
+    if is_async(connection):
+        guest(connection)  # says why not
+    return transactional(app.blocking(app.ready(connection))).send_with(connection, messages)
+
+
+async def adeliver_in(app: Host, connection: Any, messages: Sequence[Message]) -> list[Sent]:
+    """`deliver_in` for an asynchronous connection, in this event loop; an apsw.Connection, which knows no such difference, may come too."""
+    return await transactional(await app.ready(connection)).asend_with(connection, messages)
+
+
+def transactional(engine: Engine) -> Transactional:
+    """Raises Unsupported."""
+    if isinstance(engine, Transactional):
+        return engine
+    raise Unsupported(feature="writing in your own transaction", need=1, have=0, engine=engine.name, engines=("postgresql", "sqlite"))
+
+
+def send_calls(app: Host, calls: list[Call[Any]], connection: Any = None) -> list[Handle[Any]]:
+    """All or none, in one write, in the order given, whatever task or chain each is for."""
+    messages = [call.message for call in calls]
+    if not messages:
+        return []
+    sent = app.blocking(deliver(app, messages)) if connection is None else deliver_in(app, connection, messages)
+    return [Handle(app, each.id, call.target.read_result, each.new) for call, each in zip(calls, sent, strict=True)]
+
+
+async def asend_calls(app: Host, calls: list[Call[Any]], connection: Any = None) -> list[Handle[Any]]:
+    """`send_calls` for asynchronous code."""
+    messages = [call.message for call in calls]
+    if not messages:
+        return []
+    sent = await deliver(app, messages) if connection is None else await adeliver_in(app, connection, messages)
+    return [Handle(app, each.id, call.target.read_result, each.new) for call, each in zip(calls, sent, strict=True)]
+
+
+def _apart(target: Target, chosen: Options, kwargs: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
+    """`connection=` among the arguments is the transaction, unless the task takes an argument of that name."""
+    if target.takes("connection"):
+        return chosen, kwargs
+    named = dict(kwargs)
+    return options(chosen, connection=named.pop("connection")), named
 
 
 def _handles(target: Target, sent: list[Sent]) -> list[Handle[Any]]:

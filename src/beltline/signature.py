@@ -63,6 +63,10 @@ class Signature:
         """The parameter that takes the value of the stage before; "" if there is none."""
         return self._names[0] if self._names else ""
 
+    def takes(self, name: str) -> bool:
+        """Whether a call may have an argument of this name."""
+        return name in self.types or any(p.kind is p.VAR_KEYWORD for p in self._parameters)
+
     def type_of(self, parameter: str) -> Any:
         return self.types.get(parameter, Any)
 

@@ -103,6 +103,9 @@ class Task(Sendable[P, R], Joint[P, R]):
             raise TaskInvalid(f"{self.name} was called directly without {missing[0]}.", help=f"Pass it: {missing[0]}=…; only a worker fills it in.")
         return result
 
+    def takes(self, name: str) -> bool:
+        return self.signature.takes(name)
+
     def message(self, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Options) -> Message:
         """Hop 1: this call as a message. Raises InvalidArguments, BodyTooLarge."""
         try:

@@ -13,7 +13,7 @@ import apsw
 import pytest
 
 from beltline.core.capabilities import Durability
-from beltline.core.errors import EngineUnsafe, HandleMisused
+from beltline.core.errors import EngineUnavailable, EngineUnsafe, HandleMisused
 from beltline.core.outcome import Ack, Settled, Settlement
 from beltline.engines.sqlite import SqliteEngine
 from beltline.engines.sqlite.transactions import KEPT
@@ -102,6 +102,18 @@ async def test_the_statement_cache_of_a_used_connection_is_fine(engine: SqliteEn
         engine.send_with(mine, [message()])
         mine.execute("COMMIT")
     assert await ready(engine) == 3
+
+
+async def test_a_send_that_fails_half_way_leaves_nothing_of_itself(engine: SqliteEngine, mine: apsw.Connection) -> None:
+    mine.limit(apsw.SQLITE_LIMIT_LENGTH, 4000)  # the row of the message fits, its body beside it does not
+    mine.execute("BEGIN IMMEDIATE; INSERT INTO mine VALUES(1)")
+    with pytest.raises(EngineUnavailable) as raised:
+        engine.send_with(mine, [message(body=bytes(5000))])
+    assert raised.value.effect == "none"
+    mine.execute("COMMIT")
+    assert mine.execute("SELECT count(*) FROM mine").get == 1
+    assert await ready(engine) == 0
+    assert mine.execute("SELECT count(*) FROM message").get == 0
 
 
 async def test_outside_a_transaction_a_send_is_refused(engine: SqliteEngine, mine: apsw.Connection) -> None:

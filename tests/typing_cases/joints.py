@@ -53,6 +53,9 @@ def ok() -> None:
     assert_type(unpacked.call("a.zip"), Call[Album])
     assert_type(resize.send(Photo("a"), width=3), Handle[Photo])
     assert_type(resize.with_options(delay=5).send(Photo("a"), 3), Handle[Photo])
+    assert_type(resize.with_options(connection=object()).send(Photo("a"), 3), Handle[Photo])
+    assert_type(resize.send_many([resize.call(Photo("a"), 3)], connection=object()), list[Handle[Photo]])
+    app.send_many([resize.call(Photo("a"), 3), count.call("a b")], connection=object())
     resize.send_many(resize.call(Photo("a"), w) for w in (1, 2))
     assert_type(watermark(Photo("a")), Photo)
     app.chain("ways", watermark >> branch(lambda photo: photo.name, jpg=watermark.stage(name="jpg"), raw=watermark.stage(name="raw")))
@@ -65,3 +68,4 @@ def refused() -> None:
     watermark >> count  # type: ignore[operator]
     watermark >> resize.each(width=[1]) >> count.gather()  # type: ignore[misc]
     count.send_many([resize.call(Photo("a"), 3)])  # type: ignore[list-item]
+    resize.send(Photo("a"), 3, connection=object())  # type: ignore[call-arg]  # it works, but a ParamSpec has no room for it: with_options has

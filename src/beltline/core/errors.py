@@ -27,6 +27,7 @@ BeltlineError
   ├ EngineForeign       BLT-402  the file or database belongs to something else, or is damaged
   ├ EngineTooNew        BLT-403  written by a newer Beltline: this one refuses, nothing was changed
   ├ EngineUnsafe        BLT-404  a place or setting that cannot hold the promised durability
+  ├ EngineMoved         BLT-407  the queues have moved to another store (`to`): nothing was stored here
   └ HandleMisused       BLT-405  used after close, or carried over a fork
 """
 
@@ -252,6 +253,20 @@ class EngineForeign(EngineError):
 
 class EngineTooNew(EngineError):
     code = "BLT-403"
+
+
+class EngineTooOld(EngineError):
+    code = "BLT-406"
+
+
+class EngineMoved(EngineError):
+    """The queues have moved, or are moving, to another store; nothing was stored here. `to`: its URL without password."""
+
+    code = "BLT-407"
+
+    def __init__(self, what: str, *, to: str, why: str = "", help: str = "") -> None:
+        self.to = to
+        super().__init__(what, why=why, help=help)
 
 
 class EngineUnsafe(EngineError):

@@ -37,7 +37,7 @@ Optional powers are found with isinstance; a method that raises NotImplementedEr
 """
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from beltline.core.capabilities import Capabilities
 from beltline.core.lifecycle import State
@@ -46,6 +46,7 @@ from beltline.core.names import MessageId, QueueName, RunId, WorkerId
 from beltline.core.outcome import Sent, Settled, Settlement
 from beltline.core.queues import Counts, QueueSpec
 from beltline.core.views import GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, WorkerView
+from beltline.engines.moving import MovedPage, Seal, Section
 
 
 @runtime_checkable
@@ -194,4 +195,103 @@ class Upkeep(Protocol):
 
         Ids of dropped messages are known (SAME_ID) until 24 h after the end.
         """
+        ...
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """All that is stored can move to another engine. Used by upkeep/moving.py, which says in what order; a seal refuses everybody else (EngineMoved)."""
+
+    @property
+    def shown(self) -> str:
+        """The store's URL without password."""
+        ...
+
+    async def seal(self) -> Seal | None: ...
+
+    async def set_seal(self, before: Seal | None, after: Seal | None) -> bool:
+        """False: it is not `before`, nothing was changed. Whatever begins after the answer sees it."""
+        ...
+
+    async def underway(self) -> frozenset[str]:
+        """Transactions that have begun, and may have looked at the seal before it changed: empty where none ever can. Each has a name that is never used again."""
+        ...
+
+    async def leased(self) -> int:
+        """Leases that are not over."""
+        ...
+
+    async def empty(self) -> bool:
+        """No message, run, dedup key or known id is there; queues may be declared."""
+        ...
+
+    async def take(self, section: Section, after: str, limit: int) -> MovedPage:
+        """At most `limit` things of a section behind `after`, "" at first. Nothing changes there meanwhile."""
+        ...
+
+    async def put(self, page: MovedPage, before: Seal, after: Seal) -> bool:
+        """In one transaction: the new seal, and what is not there yet. False: the seal is not `before`, nothing was written."""
+        ...
+
+
+class Transaction(Protocol):
+    """One transaction on the engine's store, for the user's own writes and the settle of the delivery that makes them. Used by one thread.
+
+    After `commit` or `rollback` every further `rollback` does nothing.
+    """
+
+    connection: Any
+    """What the user writes with: the store's native connection, or the one that was given."""
+
+    def settle(self, settlement: Settlement) -> Settled:
+        """Write it here, to take effect with the commit. LEASE_LOST: nothing was written, roll back. Raises what Engine.settle raises (nothing was written)."""
+        ...
+
+    def commit(self) -> None:
+        """An error leaves open whether it happened: `rollback`, then ask the store whether the lease still holds."""
+        ...
+
+    def rollback(self) -> None:
+        """Never raises: what cannot be rolled back is closed, which has the same effect."""
+        ...
+
+
+class AsyncTransaction(Protocol):
+    """The same for a coroutine. Used in one event loop."""
+
+    connection: Any
+
+    async def settle(self, settlement: Settlement) -> Settled: ...
+
+    async def commit(self) -> None: ...
+
+    async def rollback(self) -> None: ...
+
+
+@runtime_checkable
+class Transactional(Protocol):
+    """Messages and settles in a transaction that also holds the user's own writes. What is written through it happens exactly once, and nothing else does.
+
+    connection  of the caller's, to the very store of this engine; another one, or of a library the engine cannot speak through, is HandleMisused. It commits, or not,
+                as its owner says; until then nobody sees what was written. No wakeup: the first look after the commit finds it.
+    refusals    (QueueNotDeclared, QueueFull, …) are raised and leave the transaction as usable as before.
+    renew       of a lease that an open transaction has settled waits for that transaction's end and then tells the truth: so the fate of a commit
+                whose answer was lost can be asked.
+    An engine whose store has no transaction that user data could share (memory: it holds nothing but messages) is not Transactional.
+    """
+
+    def send_with(self, connection: Any, messages: Sequence[Message], *, gathers: Sequence[Gather] = ()) -> list[Sent]:
+        """`send` through a synchronous connection, in the caller's thread."""
+        ...
+
+    async def asend_with(self, connection: Any, messages: Sequence[Message], *, gathers: Sequence[Gather] = ()) -> list[Sent]:
+        """`send` through an asynchronous connection, in the caller's event loop."""
+        ...
+
+    def transaction(self, connection: Any = None) -> Transaction:
+        """Begin one, on a connection of the engine's own or on the one given."""
+        ...
+
+    async def atransaction(self, connection: Any = None) -> AsyncTransaction:
+        """`transaction` for a coroutine."""
         ...

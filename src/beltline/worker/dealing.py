@@ -14,7 +14,7 @@ from beltline.core.message import Delivery
 from beltline.core.names import QueueName
 from beltline.core.policy import TaskPolicy
 from beltline.worker.children import Child, ChildLane, Stage
-from beltline.worker.frames import Done
+from beltline.worker.frames import Done, Written
 from beltline.worker.intake import Intake
 from beltline.worker.settler import Settler
 
@@ -151,7 +151,7 @@ class Dealing:
 
     # ---- and come back
 
-    def on_done(self, child: Child, done: Done) -> None:
+    def on_done(self, child: Child, done: Done | Written) -> None:
         lane = child.lanes[done.lane]
         held, count = lane.held, len(done.serials)
         try:
@@ -170,7 +170,10 @@ class Dealing:
         intake = lane.intake or self.intakes[deliveries[0].message.queue]
         self._returned(lane, intake, count)
         intake.learn(count, done.ran_s)
-        self._settler.add(deliveries, done.settlements)
+        if isinstance(done, Written):
+            self._settler.written(deliveries, done.settlements, done.answers)
+        else:
+            self._settler.add(deliveries, done.settlements)
         self._deal_after(lane, intake)
         intake.room.set()
         if not lane.held and child.stage is Stage.RETIRING and not child.held:

@@ -1,10 +1,10 @@
 """What supervisor and runner say to each other: few frames, each of many deliveries or outcomes, encoded once.
 
     supervisor -> runner   Setup · Begin · Deal · TakeBack · Halt · Stop
-    runner -> supervisor   Hello · Ready | Broken · Done · Back · Notes
+    runner -> supervisor   Hello · Ready | Broken · Done · Written · Back · Notes
 
 A serial names one dealing of one delivery to one runner; they only grow. A lane is the share of a queue's slots that one runner has (by its place in
-Begin). Every dealt serial is answered exactly once, by Done or Back, unless the runner dies.
+Begin). Every dealt serial is answered exactly once, by Done, Written or Back, unless the runner dies.
 """
 
 from msgspec import Struct
@@ -12,7 +12,7 @@ from msgspec.msgpack import Decoder, Encoder
 
 from beltline.core.chain import ChainPlan
 from beltline.core.message import Delivery, Receipt
-from beltline.core.outcome import Settlement
+from beltline.core.outcome import Settled, Settlement
 from beltline.core.policy import TaskPolicy
 from beltline.core.queues import QueueSpec
 
@@ -54,7 +54,7 @@ class TakeBack(Struct, frozen=True, array_like=True, tag="take_back"):
 
 
 class Halt(Struct, frozen=True, array_like=True, tag="halt"):
-    """Stop these: cancel what runs, drop what has not started. Each is still answered by Done."""
+    """Stop these: cancel what runs, drop what has not started. Each is still answered."""
 
     serials: list[int]
     why: str
@@ -97,6 +97,19 @@ class Done(Struct, frozen=True, array_like=True, tag="done"):
     ran_s: float
 
 
+class Written(Struct, frozen=True, array_like=True, tag="written"):
+    """Outcomes that the runner itself has brought to the store, in the task's own transaction, with the store's answers: nothing is left to settle.
+
+    The settlements tell how it ended and how long it ran; what else was written with them is not repeated here.
+    """
+
+    lane: int
+    serials: list[int]
+    settlements: list[Settlement]
+    answers: list[Settled]
+    ran_s: float
+
+
 class Back(Struct, frozen=True, array_like=True, tag="back"):
     """These have not started and never will here."""
 
@@ -111,7 +124,7 @@ class Notes(Struct, frozen=True, array_like=True, tag="notes"):
 
 
 ToRunner = Setup | Begin | Deal | TakeBack | Halt | Stop
-ToSupervisor = Hello | Ready | Broken | Done | Back | Notes
+ToSupervisor = Hello | Ready | Broken | Done | Written | Back | Notes
 
 encode = Encoder().encode
 decode_in_runner = Decoder(ToRunner).decode

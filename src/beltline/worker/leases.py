@@ -26,6 +26,7 @@ log = logging.getLogger("beltline.worker")
 
 BATCH = 2_000
 ASK_S = 1.0
+WRITTEN_S = 0.2  # a task that has settled in its own transaction has no lease any more, and its runner is just about to say so
 RAN_S = 0.5  # only deliveries that run longer are asked about: the others are over before the answer
 
 
@@ -66,6 +67,8 @@ class Leases:
         if answers.count(Settled.DONE) == len(answers):
             return
         lost = {receipt for receipt, answer in zip(receipts, answers, strict=True) if answer is Settled.LEASE_LOST}
+        if lost:
+            await asyncio.sleep(WRITTEN_S)
         self._lose(lost)
         self._cancel({receipt for receipt, answer in zip(receipts, answers, strict=True) if answer is Settled.CANCEL_ASKED})
 

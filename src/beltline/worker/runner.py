@@ -38,6 +38,7 @@ from beltline.worker.frames import (
     Stop,
     TakeBack,
     ToRunner,
+    Written,
     decode_in_runner,
 )
 from beltline.worker.marks import Marks
@@ -121,6 +122,12 @@ class Runner:
                     await self._resources.close()
             except Exception:  # the user's own closing code; the runner ends all the same
                 logging.getLogger("beltline.runner").exception("closing the resources failed")
+        if self.own_process and self._app is not None:
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await self._app.aclose()  # what its tasks have opened: for sends, for transactions
+            except Exception:  # the store is the supervisor's to worry about
+                logging.getLogger("beltline.runner").exception("closing the engine failed")
         self.flush()
         await self._wire.flush()
         self._wire.close()
@@ -141,6 +148,11 @@ class Runner:
         return app
 
     # ---- what slots need
+
+    @property
+    def app(self) -> App:
+        assert self._app is not None
+        return self._app
 
     def conduct(self, delivery: Delivery) -> Conduct | None:
         """None: this code does not know the task, or the chain, or the stage."""
@@ -170,6 +182,10 @@ class Runner:
     def flush(self) -> None:
         """Send the answers of all lanes."""
         for lane in self._lanes:
+            written = lane.written
+            while written:
+                serial, settlement, answer, ran = written.popleft()
+                self._wire.send(Written(lane.index, [serial], [settlement], [answer], ran))
             ended = lane.ended
             if ended:
                 serials, settlements, ran_s = zip(*(ended.popleft() for _ in range(len(ended))), strict=True)

@@ -60,6 +60,11 @@ class Settler:
         self._idle.clear()
         self._wake.set()
 
+    def written(self, deliveries: Sequence[Delivery], settlements: Sequence[Settlement], answers: Sequence[Settled]) -> None:
+        """What tasks have brought to the store in transactions of their own: only the facts are left to tell."""
+        self._known_lost.difference_update((delivery.receipt.id, delivery.receipt.epoch) for delivery in deliveries)
+        self._conclude(deliveries, settlements, answers)
+
     def end(self, delivery: Delivery, outcome: Outcome) -> None:
         """The supervisor's own word about a delivery."""
         self.add((delivery,), (Settlement(delivery.receipt, outcome),))
@@ -110,7 +115,7 @@ class Settler:
 
     # ---- after the write
 
-    def _conclude(self, deliveries: list[Delivery], settlements: list[Settlement], answers: list[Settled]) -> None:
+    def _conclude(self, deliveries: Sequence[Delivery], settlements: Sequence[Settlement], answers: Sequence[Settled]) -> None:
         done = answers.count(Settled.DONE)
         self.settled += done
         if done < len(answers):

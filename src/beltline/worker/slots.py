@@ -5,8 +5,9 @@ slot's baton: the coroutine takes a delivery, runs it if the task is async, and 
 through the lane by itself, without a hop per message, until the lane is empty or the next delivery is for the coroutine.
 
 Halt    coroutine: its asyncio task is cancelled. Thread: `current().stop_asked` becomes true and Halted is raised in it at its next bytecode; a call
-        that never returns to Python does not notice, and the supervisor kills the runner.
+        that never returns to Python does not notice, and the supervisor kills the runner. While `no_halts` is entered the exception waits for its end.
 Fork    the child of a task that forks may run what it likes, but never comes back into the slot: it would answer a second time for its parent.
+Atomic  a delivery that has asked for a transaction is concluded here before it is answered: see atomic.py.
 Context every delivery runs in its own copy of the context: what a task leaves in a context variable, the next one does not see.
 """
 
@@ -15,7 +16,8 @@ import ctypes
 import os
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from contextvars import Context, copy_context
 from functools import partial
 from queue import SimpleQueue
@@ -26,7 +28,9 @@ from beltline.context import Current, enter
 from beltline.core.asks import Ask
 from beltline.core.errors import InvalidArguments, MessageInvalid
 from beltline.core.message import Delivery
-from beltline.core.outcome import Outcome, Release, Settlement
+from beltline.core.outcome import Ack, Outcome, Release, Settled, Settlement
+from beltline.handles import Host
+from beltline.worker.atomic import Atomic
 from beltline.worker.conduct import Conduct, parked
 from beltline.worker.frames import DRAINED
 from beltline.worker.marks import Marks
@@ -59,6 +63,9 @@ class House(Protocol):
 
     conducts: dict[str, Conduct]
 
+    @property
+    def app(self) -> Host: ...
+
     def conduct(self, delivery: Delivery) -> Conduct | None: ...
 
     def note(self, delivery: Delivery, value: bytes) -> None: ...
@@ -75,6 +82,7 @@ class Lane:
         self.queue = queue
         self.pending: deque[Item] = deque()
         self.ended: deque[tuple[int, Settlement, float]] = deque()
+        self.written: deque[tuple[int, Settlement, Settled, float]] = deque()
         self.idle: deque[asyncio.Future[None]] = deque()
         self.waking = False
         self.slots = [Slot(self, first_slot + number) for number in range(slots)]
@@ -115,6 +123,12 @@ class Lane:
             self._flush_asked = True
             self.house.loop.call_soon_threadsafe(self._flush)
 
+    def end_written(self, serial: int, delivery: Delivery, outcome: Outcome, answer: Settled, ran_s: float) -> None:
+        """The store has answered already. From any thread."""
+        told = Ack(ran_s=outcome.ran_s, ended=outcome.ended) if isinstance(outcome, Ack) else outcome
+        self.written.append((serial, Settlement(delivery.receipt, told), answer, ran_s))
+        self.house.loop.call_soon_threadsafe(self._flush)
+
     def _flush(self) -> None:
         self._flush_asked = False  # before the taking: what is appended from now on asks again
         self.house.flush()
@@ -140,6 +154,8 @@ class Slot:
         self.index = index
         self.serial = 0
         self.why = ""
+        self.atomic = Atomic(self)
+        self._no_halts = False
         self._closing = False
         self._current: Current | None = None
         self._task: asyncio.Task[None] | None = None
@@ -204,7 +220,9 @@ class Slot:
         else:
             if conduct.injected:
                 kwargs.update(conduct.injected)
-            current = self._current = Current(delivery, worker=self._house.worker, report_progress=partial(self._house.note, delivery))
+            current = self._current = Current(
+                delivery, worker=self._house.worker, report_progress=partial(self._house.note, delivery), station=self.atomic
+            )
             context = copy_context()
             try:
                 try:
@@ -220,8 +238,19 @@ class Slot:
         if _forked:
             os._exit(0)
         self.serial = 0
+        answer = None
+        if self.atomic.opened is not None:
+            if self.why or self._task.cancelling():  # type: ignore[union-attr]  # set by run
+                await self._absorb()
+            outcome, answer = await self.atomic.conclude(
+                Settlement(delivery.receipt, outcome), partial(self._failed_in_store, delivery, conduct, started)
+            )
+        self._current = None
         self._starts[self.index] = 0.0
-        self.lane.end(serial, delivery, outcome, conduct.took(monotonic() - started))
+        if answer is None:
+            self.lane.end(serial, delivery, outcome, conduct.took(monotonic() - started))
+        else:
+            self.lane.end_written(serial, delivery, outcome, answer, conduct.took(monotonic() - started))
         if self.why or self._task.cancelling():  # type: ignore[union-attr]  # set by run
             await self._absorb()
 
@@ -257,8 +286,16 @@ class Slot:
             outcome = conduct.halted(delivery, self.why or DRAINED, monotonic() - started)
             self.serial = 0
             self.why = ""
+        answer = None
+        if self.atomic.opened is not None:
+            settlement = Settlement(delivery.receipt, outcome)
+            outcome, answer = self.atomic.conclude_in_thread(settlement, partial(self._failed_in_store, delivery, conduct, started))
+        self._current = None
         self._starts[self.index] = 0.0
-        self.lane.end_in_thread(serial, delivery, outcome, conduct.took(monotonic() - started))
+        if answer is None:
+            self.lane.end_in_thread(serial, delivery, outcome, conduct.took(monotonic() - started))
+        else:
+            self.lane.end_written(serial, delivery, outcome, answer, conduct.took(monotonic() - started))
 
     def _call(self, delivery: Delivery, conduct: Conduct, started: float) -> Outcome:
         try:
@@ -267,7 +304,9 @@ class Slot:
             return conduct.unreadable(delivery, error)
         if conduct.injected:
             kwargs.update(conduct.injected)
-        current = self._current = Current(delivery, worker=self._house.worker, report_progress=partial(self._house.note, delivery))
+        current = self._current = Current(
+            delivery, worker=self._house.worker, report_progress=partial(self._house.note, delivery), station=self.atomic
+        )
         try:
             value = copy_context().run(_call, current, conduct.fn, args, kwargs)
         except Halted:
@@ -291,6 +330,41 @@ class Slot:
             return conduct.halted(delivery, self.why, ran_s)
         return conduct.raised(delivery, error, ran_s)
 
+    @staticmethod
+    def _failed_in_store(delivery: Delivery, conduct: Conduct, started: float, error: BaseException) -> Outcome:
+        """The task has returned, but its transaction did not hold."""
+        return conduct.raised(delivery, error, monotonic() - started)
+
+    @property
+    def app(self) -> Host:
+        return self._house.app
+
+    @property
+    def in_thread(self) -> bool:
+        """Whether the thread has the baton."""
+        return self._thread is not None and self._thread.busy
+
+    def runs(self, current: Current) -> bool:
+        return self._current is current
+
+    @contextmanager
+    def no_halts(self) -> Iterator[None]:
+        """In the thread: a halt that comes meanwhile is raised at the end."""
+        with self._lock:
+            self._no_halts = True
+            if self.why:  # it is on its way already: here it is
+                self._no_halts = False
+                _raise_in_thread(None)
+                raise Halted
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._no_halts = False
+                halted = bool(self.why)
+            if halted:
+                raise Halted
+
     def halt(self, serial: int, why: str) -> bool:
         """From the loop. False if it no longer runs this."""
         with self._lock:
@@ -301,6 +375,8 @@ class Slot:
                 self._current.ask_stop()
             if self._thread is not None and self._thread.busy:
                 assert self._thread.ident is not None
+                if self._no_halts:
+                    return True
                 _raise_in_thread(Halted, self._thread.ident)
             elif self._task is not None:
                 self._task.cancel()

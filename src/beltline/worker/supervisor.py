@@ -34,7 +34,7 @@ from beltline.worker.config import WorkerConfig
 from beltline.worker.crew import Crew
 from beltline.worker.deadlines import NO_POLICY, Deadlines
 from beltline.worker.dealing import Dealing
-from beltline.worker.frames import DRAINED, Back, Done, Hello, Notes, ToSupervisor
+from beltline.worker.frames import DRAINED, Back, Done, Hello, Notes, ToSupervisor, Written
 from beltline.worker.heartbeat import Heartbeat
 from beltline.worker.intake import Intake
 from beltline.worker.leases import Leases
@@ -299,7 +299,7 @@ class Supervisor:
 
     def on_work(self, child: Child, frame: ToSupervisor) -> None:
         match frame:
-            case Done():
+            case Done() | Written():
                 self.dealing.on_done(child, frame)
             case Back(lane, serials):
                 self.dealing.on_back(child, child.lanes[lane], serials)

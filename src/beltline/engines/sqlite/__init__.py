@@ -7,6 +7,7 @@ endings  what the end of a message brings about    runbook   rows of runs and ga
 browsing what people see                           facts, rows, times   rows and instants as values
 place    where a file may lie, how it is made      trouble   what SQLite's errors mean
 writer   the thread that writes: group commit      reader    the thread that looks
+transactions  sends and settles in a transaction that also holds the user's writes
 turnstile, bell   one writer per host, hints to other processes             engine    the face
 """
 

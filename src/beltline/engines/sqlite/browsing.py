@@ -26,10 +26,10 @@ from beltline.core.views import (
     RunView,
     WorkerView,
 )
+from beltline.engines.rows import key_of, message
 from beltline.engines.sqlite.control import conditions_of
 from beltline.engines.sqlite.endings import ATTEMPTS_KEPT
 from beltline.engines.sqlite.ledger import CHAIN, Ledger
-from beltline.engines.sqlite.rows import key_of, message
 from beltline.engines.sqlite.runbook import RUN_WORDS
 
 OUTCOME_WORDS = ("", Ended.SUCCEEDED.value, Ended.CANCELLED.value, Ended.EXPIRED.value)

@@ -11,11 +11,11 @@ from beltline.core.names import MessageId, queue_name
 from beltline.core.outcome import Ended
 from beltline.core.queues import QueueSpec
 from beltline.core.views import MessageFilter
+from beltline.engines.rows import key_of
 from beltline.engines.sqlite import lanes
 from beltline.engines.sqlite.endings import drop, end, give_up, moved, note, revived, unask
 from beltline.engines.sqlite.facts import Fact, by_id, current, select
 from beltline.engines.sqlite.ledger import TASK, Ledger
-from beltline.engines.sqlite.rows import key_of
 from beltline.engines.sqlite.runbook import CANCELLED, DEAD, RUNNING
 from beltline.engines.sqlite.schema import INLINE_BYTES
 from beltline.engines.sqlite.storing import rank_ms

@@ -24,13 +24,15 @@ from beltline.core.names import MessageId, QueueName, RunId, WorkerId
 from beltline.core.outcome import Release, Sent, Settled, Settlement
 from beltline.core.queues import Counts, QueueSpec
 from beltline.core.views import GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, WorkerView
-from beltline.engines.sqlite import browsing, control, place, settling, upkeep
+from beltline.engines.moving import Level, MovedPage, Seal, Section
+from beltline.engines.sqlite import browsing, control, moving, place, settling, upkeep
 from beltline.engines.sqlite.ledger import Ledger
 from beltline.engines.sqlite.operations import Chore, Operation, Wait
 from beltline.engines.sqlite.reader import Look, Reader
 from beltline.engines.sqlite.receiving import receive
 from beltline.engines.sqlite.sending import send
 from beltline.engines.sqlite.times import Ratchet, WallClock, ceil_ms
+from beltline.engines.sqlite.transactions import AsyncSqliteTransaction, Desks, SqliteTransaction, checked, refuse_holding, send_in
 from beltline.engines.sqlite.writer import Writer
 
 T = TypeVar("T")
@@ -42,6 +44,7 @@ class _Shared:
     def __init__(self, path: Path, audited: bool) -> None:
         self.reader = Reader(path)
         self.writer = Writer(path, audited=audited, on_poison=self.reader.distrust)
+        self.desks = Desks(path, audited=audited, on_poison=self.reader.distrust)
         self.users = 0
 
 
@@ -156,6 +159,7 @@ class SqliteEngine:
         shared.writer.end_waits(self)
         shared.writer.note_time(self._time)
         if last:
+            shared.desks.close()
             shared.reader.stop()
             shared.writer.close()
 
@@ -179,9 +183,13 @@ class SqliteEngine:
             raise HandleMisused("The SQLite engine is not open.", help="Call open() first, and nothing after close().")
         return shared
 
-    async def _write(self, run: Callable[[Ledger], T], *, wait: Wait | None = None, undo: Callable[[Any], None] | None = None) -> T:
+    async def _write(
+        self, run: Callable[[Ledger], T], *, wait: Wait | None = None, undo: Callable[[Any], None] | None = None, allowed: Level = Level.OPEN
+    ) -> T:
+        """`allowed`: the highest seal of a move under which it is run."""
         shared = self._in_use()
-        operation = Operation(run, self, self._time, wait=wait, undo=undo)
+        refuse_holding(self._real)
+        operation = Operation(run, self, self._time, wait=wait, undo=undo, allowed=allowed)
         shared.writer.submit(operation)
         value: T = await operation.answer()
         return value
@@ -202,16 +210,20 @@ class SqliteEngine:
         await self._write(lambda tx: control.declare(tx, specs))
 
     async def send(self, messages: Sequence[Message], *, gathers: Sequence[Gather] = ()) -> list[Sent]:
+        shared = self._in_use()
+        self._check(messages)
+        refuse_holding(self._real)
+        operation = Operation(lambda tx: send(tx, messages, gathers), self, self._time, messages=None if gathers else messages)
+        shared.writer.submit(operation)
+        sent: list[Sent] = await operation.answer()
+        return sent
+
+    def _check(self, messages: Sequence[Message]) -> None:
         for message in messages:
             if len(message.body) > self._max_body:
                 raise BodyTooLarge(size_bytes=len(message.body), limit_bytes=self._max_body)
             if len(message.id) != 32:
                 raise NameInvalid(kind="id", name=message.id)
-        shared = self._in_use()
-        operation = Operation(lambda tx: send(tx, messages, gathers), self, self._time, messages=None if gathers else messages)
-        shared.writer.submit(operation)
-        sent: list[Sent] = await operation.answer()
-        return sent
 
     async def receive(
         self, queues: Sequence[QueueName], *, limit: int, lease_s: float, wait_s: float = 0.0, worker: WorkerId = WorkerId("")
@@ -228,14 +240,14 @@ class SqliteEngine:
         shared = self._shared
         if shared is not None and deliveries:
             back = [Settlement(delivery.receipt, Release()) for delivery in deliveries]
-            shared.writer.submit(Operation(lambda tx: settling.settle(tx, back), self, self._time, answered=False))
+            shared.writer.submit(Operation(lambda tx: settling.settle(tx, back), self, self._time, answered=False, allowed=Level.SEALED))
 
     async def renew(self, receipts: Sequence[Receipt], *, lease_s: float) -> list[Settled]:
         lease_ms = ceil_ms(limits.seconds("lease_s", lease_s, most=MAX_LEASE_S))
-        return await self._write(lambda tx: settling.renew(tx, receipts, lease_ms))
+        return await self._write(lambda tx: settling.renew(tx, receipts, lease_ms), allowed=Level.SEALED)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        return await self._write(lambda tx: settling.settle(tx, settlements))
+        return await self._write(lambda tx: settling.settle(tx, settlements), allowed=Level.SEALED)
 
     async def counts(self, queue: QueueName) -> Counts:
         return await self._read(lambda tx: browsing.counts(tx, queue))
@@ -272,10 +284,10 @@ class SqliteEngine:
         ids = tuple(ids)
         if not ids:
             return []
-        return await self._write(lambda tx: browsing.results(tx, ids), wait=Wait(wait_s, enough, ids=ids))
+        return await self._write(lambda tx: browsing.results(tx, ids), wait=Wait(wait_s, enough, ids=ids), allowed=Level.SEALED)
 
     async def progress(self, notes: Sequence[tuple[Receipt, bytes]]) -> list[Settled]:
-        return await self._write(lambda tx: settling.progress(tx, notes))
+        return await self._write(lambda tx: settling.progress(tx, notes), allowed=Level.SEALED)
 
     # --------------------------------------------------------------------------------------------------------- Control
     async def pause(self, queue: QueueName) -> None:
@@ -342,13 +354,43 @@ class SqliteEngine:
 
     # ----------------------------------------------------------------------------------------------------------- Fleet
     async def beat(self, worker: WorkerView) -> None:
-        await self._write(lambda tx: browsing.beat(tx, worker))
+        await self._write(lambda tx: browsing.beat(tx, worker), allowed=Level.SEALED)
 
     async def forget(self, worker: WorkerId) -> None:
-        await self._write(lambda tx: browsing.forget(tx, worker))
+        await self._write(lambda tx: browsing.forget(tx, worker), allowed=Level.FILLING)
 
     async def workers(self) -> list[WorkerView]:
         return await self._read(browsing.workers)
+
+    # --------------------------------------------------------------------------------------------------- Transactional
+    def send_with(self, connection: Any, messages: Sequence[Message], *, gathers: Sequence[Gather] = ()) -> list[Sent]:
+        """`connection`: an apsw.Connection to this very file, in an open transaction."""
+        self._in_use()
+        self._check(messages)
+        assert self._real is not None
+        return send_in(connection, self._real, self.capabilities.durability, self._time, messages, gathers, audited=self._audit)
+
+    async def asend_with(self, connection: Any, messages: Sequence[Message], *, gathers: Sequence[Gather] = ()) -> list[Sent]:
+        """The same: its statements wait for nothing, because the caller's transaction has the file already."""
+        return self.send_with(connection, messages, gathers=gathers)
+
+    def transaction(self, connection: Any = None) -> SqliteTransaction:
+        """While it is open nobody else writes to the file: ask for it late, return soon. Raises EngineUnavailable when the file cannot be had in 30 s."""
+        transaction = self._transaction(connection)
+        transaction.begin()
+        transaction.hold()
+        return transaction
+
+    async def atransaction(self, connection: Any = None) -> AsyncSqliteTransaction:
+        transaction = AsyncSqliteTransaction(self._transaction(connection))
+        await transaction.begin()
+        return transaction
+
+    def _transaction(self, connection: Any) -> SqliteTransaction:
+        shared = self._in_use()
+        refuse_holding(self._real)
+        given = None if connection is None else checked(connection, shared.desks.path, self.capabilities.durability)
+        return SqliteTransaction(shared.desks, self.capabilities.durability, self._time, given)
 
     # ---------------------------------------------------------------------------------------------------------- Upkeep
     async def sweep(self) -> int:
@@ -358,6 +400,35 @@ class SqliteEngine:
         limits.integer("limit", limit, least=1, most=sys.maxsize)
         history_ms = ceil_ms(min(limits.seconds("history_s", history_s), 1e12))
         return await self._write(lambda tx: upkeep.retain(tx, history_ms, limit))
+
+    # --------------------------------------------------------------------------------------------------------- Movable
+    @property
+    def shown(self) -> str:
+        return f"sqlite:///{self.path}"
+
+    async def seal(self) -> Seal | None:
+        return await self._write(lambda tx: tx.seal, allowed=Level.FILLING)
+
+    async def set_seal(self, before: Seal | None, after: Seal | None) -> bool:
+        done = await self._write(lambda tx: moving.set_seal(tx, before, after), allowed=Level.FILLING)
+        self._in_use().writer.look_again()  # whoever waits learns of it
+        return done
+
+    async def underway(self) -> frozenset[str]:
+        """Nothing ever is: one transaction writes at a time, and each reads the seal first."""
+        return frozenset()
+
+    async def leased(self) -> int:
+        return await self._read(moving.leased)
+
+    async def empty(self) -> bool:
+        return await self._read(moving.empty)
+
+    async def take(self, section: Section, after: str, limit: int) -> MovedPage:
+        return await self._read(lambda tx: moving.take(tx, section, after, limit))
+
+    async def put(self, page: MovedPage, before: Seal, after: Seal) -> bool:
+        return await self._write(lambda tx: moving.put(tx, page, before, after), allowed=Level.FILLING)
 
 
 def _some_condition(where: MessageFilter) -> None:

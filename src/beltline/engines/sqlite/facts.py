@@ -7,8 +7,8 @@ import apsw
 
 from beltline.core.message import Part, Place
 from beltline.core.names import MessageId
+from beltline.engines.rows import key_of, place_of, priority_of
 from beltline.engines.sqlite.ledger import Ledger
-from beltline.engines.sqlite.rows import key_of, place_of, priority_of
 
 COLUMNS = "seq, id, queue, state, epoch, due, rank, since, failed, lost, started, worker, group_key, run, why, head"
 BY_ID = f"SELECT {COLUMNS} FROM message WHERE state <> 5 AND id IN (SELECT value FROM carray(?))"

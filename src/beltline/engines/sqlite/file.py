@@ -30,7 +30,7 @@ BALLAST_BYTES = 1024 * 1024
 
 
 class File:
-    """Used by the writer thread only."""
+    """Used by one thread at a time: the writer's, or that of the transaction it is lent to."""
 
     def __init__(self, path: Path, *, audited: bool, on_poison: Callable[[], None]) -> None:
         self.path = path

@@ -14,6 +14,7 @@ import msgspec
 from beltline.core.errors import QueueNotDeclared
 from beltline.core.message import Place
 from beltline.core.queues import QueueSpec, rank
+from beltline.engines.moving import Seal, read_seal
 from beltline.engines.sqlite.runbook import Runbook
 
 MAX_REMEMBERED = 200_000  # leases and names kept in memory; each is only a shortcut
@@ -107,6 +108,7 @@ class Ledger:
         self.asked: bool | None = None
         self._hand_outs = self._hand_outs_written = 0
         self._version = -1
+        self.seal: Seal | None = None
         self.runbook = Runbook(self)
 
     def begin(self) -> None:
@@ -120,6 +122,17 @@ class Ledger:
             self._version = version
             self._refresh()
         self.runbook.clear()
+
+    def join(self, now: int) -> None:
+        """In an open transaction that others have begun and may have written in: know nothing by heart."""
+        self.forget()
+        self.woken.clear()
+        self.ended.clear()
+        self.audit.clear()
+        self.finished = False
+        self._version = self.sql("PRAGMA data_version").get
+        self._refresh()
+        self.now = max(self.now, now)
 
     def look(self, now: int) -> None:
         """Begin to read: a snapshot of the last commit."""
@@ -136,6 +149,7 @@ class Ledger:
         self.asked = None
         self.runbook.changed()
         self._hand_outs = self._hand_outs_written = self.sql("SELECT value FROM meta WHERE key = 'hand_outs'").get
+        self.seal = read_seal(self.sql("SELECT value FROM meta WHERE key = 'seal'").get)
         self.next_seq = self.sql("SELECT max((SELECT coalesce(max(seq), 0) + 1 FROM message), (SELECT value FROM meta WHERE key = 'next_seq'))").get
         clock = self.sql("SELECT max((SELECT coalesce(max(clock), 0) FROM tally), (SELECT value FROM meta WHERE key = 'clock'))").get
         if clock > self.now:

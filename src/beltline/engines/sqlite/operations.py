@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from beltline.core.message import Message
+from beltline.engines.moving import Level
 from beltline.engines.sqlite.ledger import Ledger
 from beltline.engines.sqlite.times import Ratchet
 
@@ -28,10 +29,11 @@ class Operation:
     """One verb: what to do with the ledger, and who waits for the answer. Made in the caller's loop.
 
     `messages`  of a send without gathers, which may be written together with its neighbours, and is refused while the disk is full.
+    `allowed`   the highest seal of a move (engines/moving.py) under which it is run.
     `undo`      what to do with an answer that nobody takes any more, because the caller was cancelled or its loop closed.
     """
 
-    __slots__ = ("error", "future", "messages", "owner", "run", "time", "undo", "value", "wait")
+    __slots__ = ("allowed", "error", "future", "messages", "owner", "run", "time", "undo", "value", "wait")
 
     def __init__(
         self,
@@ -43,8 +45,10 @@ class Operation:
         undo: Callable[[Any], None] | None = None,
         messages: Sequence[Message] | None = None,
         answered: bool = True,
+        allowed: Level = Level.OPEN,
     ) -> None:
         self.run, self.owner, self.time, self.wait, self.undo, self.messages = run, owner, time, wait, undo, messages
+        self.allowed = allowed
         self.future: asyncio.Future[Any] | None = asyncio.get_running_loop().create_future() if answered else None
         self.value: Any = None
         self.error: BaseException | None = None

@@ -20,10 +20,10 @@ from beltline.core.message import Delivery, Message, Receipt
 from beltline.core.names import MessageId
 from beltline.core.outcome import Cause, Ended, Failure
 from beltline.core.policy import PARKED, poison
+from beltline.engines.rows import message
 from beltline.engines.sqlite.endings import asked, die, end, lost
 from beltline.engines.sqlite.facts import Fact, current, select
 from beltline.engines.sqlite.ledger import MAX_REMEMBERED, WORKER, Ledger, Queue
-from beltline.engines.sqlite.rows import message
 
 BODIES = "SELECT n, data FROM bulk WHERE n IN (SELECT value FROM carray(?))"
 PAGE = 500  # rows that time alone moves, at a time

@@ -19,9 +19,9 @@ from beltline.core.lifecycle import State
 from beltline.core.message import Gather, Message
 from beltline.core.names import MessageId
 from beltline.core.outcome import Admission, Sent
+from beltline.engines.rows import PLAIN, encode_head, fields
 from beltline.engines.sqlite.lanes import held
 from beltline.engines.sqlite.ledger import Ledger, Queue
-from beltline.engines.sqlite.rows import PLAIN, encode_head, fields
 from beltline.engines.sqlite.schema import INLINE_BYTES
 from beltline.engines.sqlite.times import ceil_ms
 

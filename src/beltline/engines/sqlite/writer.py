@@ -23,6 +23,7 @@ import apsw
 
 from beltline.core.capabilities import Durability
 from beltline.core.errors import BeltlineError, HandleMisused
+from beltline.engines.moving import refusal
 from beltline.engines.sqlite.file import REOPEN_PAUSE_S, File, roll_back
 from beltline.engines.sqlite.ledger import Ledger
 from beltline.engines.sqlite.operations import Chore, Operation, answer
@@ -292,7 +293,7 @@ class Writer:
         All of the batch came while the last commit was in flight, so none of them has happened before another: sends may go first.
         """
         sends = [operation for operation in batch if operation.messages is not None]
-        if len(sends) < 2 or self._file.full:
+        if len(sends) < 2 or self._file.full or ledger.seal is not None:
             return batch
         self._set_time(ledger, sends[-1])
         answers = store_together(ledger, [message for operation in sends for message in operation.messages or ()])
@@ -338,6 +339,9 @@ class Writer:
 
     def _run(self, ledger: Ledger, operation: Operation) -> None:
         self._set_time(ledger, operation)
+        if ledger.seal is not None and ledger.seal.level > operation.allowed:
+            operation.value, operation.error = None, refusal(ledger.seal, self._path)
+            return
         refused = self._file.refuse_sends() if operation.messages is not None and self._file.full else None
         if refused is not None:
             operation.value, operation.error = None, refused
