@@ -98,8 +98,8 @@ def _without_password(url: str) -> str:
 def _options(url: str, query: str, known: tuple[str, ...] | None) -> dict[str, str]:
     """`known` None: the engine looks at them itself."""
     options = dict(parse_qsl(query, keep_blank_values=True))
-    for name in options if known is not None else ():
-        if name not in known:
+    for name in options:
+        if known is not None and name not in known:
             raise UrlInvalid(url, why=f"{name!r} is no option of this engine.", help=f"Options: {', '.join(known)}.")
     if options.get("audit", "0") not in ("0", "1"):
         raise UrlInvalid(url, why=f"audit = {options['audit']!r} is not allowed.", help="Use audit=1 or audit=0.")

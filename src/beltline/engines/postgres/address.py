@@ -1,14 +1,15 @@
 """What an engine URL says: a libpq connection URI, with a few options of ours among its parameters.
 
-    postgresql://user:password@host:5432/database?schema=beltline&pool=4
-    postgresql://one,two/database                                          several servers: the one that can be written is used
+postgresql://user:password@host:5432/database?schema=beltline&pool=4
+postgresql://one,two/database                                          several servers: the one that can be written is used
 
-    schema    where the tables are (default beltline)              pool      connections at most per event loop (default 4)
-    listen    0: no LISTEN, polling alone                          prepare   0: no prepared statements (a pooler that does not know them is noticed anyway)
-    timeout   seconds after which an answer is given up (30)       durability   disk (default) or os
-    Everything else (sslmode, target_session_attrs, application_name, …) is libpq's. Source: PostgreSQL documentation, 34.1.1.
+schema    where the tables are (default beltline)              pool      connections at most per event loop (default 4)
+listen    0: no LISTEN, polling alone                          prepare   0: no prepared statements (a pooler that does not know them is noticed anyway)
+timeout   seconds after which an answer is given up (30)       durability   disk (default) or os
+Everything else (sslmode, target_session_attrs, application_name, …) is libpq's. Source: PostgreSQL documentation, 34.1.1.
 """
 
+import math
 import re
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -19,13 +20,13 @@ from beltline.core.errors import UrlInvalid
 OURS = ("schema", "pool", "listen", "prepare", "timeout", "durability")
 # Defaults of ours for libpq: a server that has vanished without a word is noticed in seconds, not in hours.
 LIBPQ = {
-    "connect_timeout": "5",
     "application_name": "beltline",
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
     "tcp_user_timeout": "15000",
 }
+CONNECT_S = 5.0  # for each server of the URL
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 
 
@@ -51,7 +52,8 @@ def read(url: str, shown: str) -> Address:
         raise UrlInvalid(shown, why=f"schema = {schema!r} is not allowed.", help="Use 1 to 48 of a-z, 0-9 and _, beginning with a letter.")
     if not unquote(parts.path).strip("/") and "dbname" not in options and "service" not in options:
         raise UrlInvalid(shown, why="It names no database.", help="For example: postgresql://localhost/app")
-    settings = {**LIBPQ, **options}
+    timeout_s = _number(shown, "timeout", ours.get("timeout", "30"), 0.1, 3600)
+    settings = {**LIBPQ, "connect_timeout": str(math.ceil(min(CONNECT_S, timeout_s))), **options}
     if "," in parts.netloc:
         settings.setdefault("target_session_attrs", "read-write")
     conninfo = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(settings), ""))
@@ -62,7 +64,7 @@ def read(url: str, shown: str) -> Address:
         pool=int(_number(shown, "pool", ours.get("pool", "4"), 1, 1000)),
         listen=_switch(shown, "listen", ours.get("listen", "1")),
         prepare=_switch(shown, "prepare", ours.get("prepare", "1")),
-        timeout_s=_number(shown, "timeout", ours.get("timeout", "30"), 0.1, 3600),
+        timeout_s=timeout_s,
     )
 
 

@@ -1,8 +1,8 @@
 """What browsing shows: each look is one SELECT, so one snapshot, and takes no lock.
 
 A look has two halves. The first finds ids, oldest sent first: of dead, delayed, leased and ready messages in the tables they stand in, which hold nothing
-else; where done ones are meant too, along the order of sends. The second reads what those few ids are, wherever they stand. States are shown as callers see them: a delayed
-message whose time has come, and a leased one whose lease is over, are ready. `now`: the engine's time in ms, None for the server's own.
+else; where done ones are meant too, along the order of sends. The second reads what those few ids are, wherever they stand. States are shown as callers
+see them: a delayed message whose time has come, and a leased one whose lease is over, are ready. `now`: the engine's time in ms, None for the server's own.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -138,8 +138,16 @@ async def counts(ask: Ask, now: int | None, name: str) -> Counts:
     )
 
 
+KNOWN_QUEUES = "SELECT name FROM beltline.queue ORDER BY n"
+
+
 async def not_declared(ask: Ask, name: str) -> QueueNotDeclared:
-    return QueueNotDeclared(name, known=tuple(known for (known,) in await ask("SELECT name FROM beltline.queue ORDER BY n", ())))
+    return undeclared(name, await ask(KNOWN_QUEUES, ()))
+
+
+def undeclared(name: str, rows: Sequence[tuple[Any, ...]]) -> QueueNotDeclared:
+    """`rows`: of KNOWN_QUEUES."""
+    return QueueNotDeclared(name, known=tuple(known for (known,) in rows))
 
 
 # ---------------------------------------------------------------------------------------------------------------- messages

@@ -43,17 +43,27 @@ async def declare(ask: Ask, now: int | None, specs: Sequence[QueueSpec]) -> str:
         if spec.on_dead not in ("hold", "skip"):
             raise ValueInvalid(name="on_dead", value=spec.on_dead, allowed="hold or skip")
     while True:
-        [(seen, stored)] = await ask(
-            "SELECT coalesce((SELECT value FROM beltline.meta WHERE key = 'declared'), '0')::bigint, ARRAY(SELECT spec FROM beltline.queue ORDER BY n)",
-            (),
-        )
-        known = {spec.name: spec for spec in map(_spec, stored)}
+        seen, known = await declarations(ask)
         changed = {spec.name: spec for spec in specs if known.get(spec.name) != spec}
         if not changed:
             return ""  # the usual case: every start of a worker declares what is declared already
-        (declared,), woken = await _call(ask, "declare", _DECLARE, now, seen, *_numbers([*changed.values()]), *_feeds([*(known | changed).values()]))
+        (declared,), woken = await _call(ask, "declare", _DECLARE, now, seen, *as_columns([*changed.values()], [*(known | changed).values()]))
         if declared:
             return woken
+
+
+async def declarations(ask: Ask) -> tuple[int, dict[str, QueueSpec]]:
+    """Their version, and the queues by name."""
+    [(seen, stored)] = await ask(
+        "SELECT coalesce((SELECT value FROM beltline.meta WHERE key = 'declared'), '0')::bigint, ARRAY(SELECT spec FROM beltline.queue ORDER BY n)",
+        (),
+    )
+    return int(seen), {spec.name: spec for spec in map(_spec, stored)}
+
+
+def as_columns(specs: Sequence[QueueSpec], everything: Sequence[QueueSpec]) -> tuple[str, ...]:
+    """What `declare` gets behind p_seen: the queues to declare, and the feeds of all there will be."""
+    return (*_numbers(specs), *_feeds(everything))
 
 
 _DECLARE = "bigint bigint text[] bytea[] float8[] float8[] float8[] bigint[] int[] boolean[] text[] text[] int[]"

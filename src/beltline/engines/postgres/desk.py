@@ -2,14 +2,20 @@
 
 A statement that was sent and has no answer is *unknown*; the desk repeats only what certainly did not happen (deadlock, a prepared statement that a pooler does not
 know, a connection that had died while nobody used it). What it has begun it finishes, even if the caller is cancelled meanwhile.
+
+No wait is endless. When an answer is overdue the server is asked to stop, which frees what waits for a lock over there too; a server that does not hear that either
+is hung up on. A commit that waits for its synchronous standby answers a request to stop with *done*, so an overdue answer is never believed.
 """
 
 import asyncio
+import contextlib
+import os
 import random
 import select
-import time
+import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.adapt import Loader
@@ -22,11 +28,13 @@ from beltline.engines.postgres.address import Address
 T = TypeVar("T")
 Row = tuple[Any, ...]
 Connection = psycopg.AsyncConnection[Row]
-Greeting = Callable[[Connection], Awaitable[None]]
+Greeting = Callable[[Connection], Awaitable[bool]]
 
 REPEATS = 30  # of one statement that met a deadlock; each time there is one transaction less in the way
 PAUSE_S = 0.005
-STALE_S = 0.5  # a connection unused for longer is looked at before it is used
+STOP_S = 1.0  # for a server that is asked to stop a statement, and as long again for its answer
+CLOSE_S = 10.0  # for what is under way when the engine is closed
+GONE_S = 0.5  # for what has lost its connection to notice
 
 
 class HexLoader(Loader):
@@ -38,14 +46,49 @@ class HexLoader(Loader):
         return bytes(data).hex()
 
 
+class Patience:
+    """The wait for one answer. `lost`: it was overdue, and whatever has come since is not the whole truth."""
+
+    __slots__ = ("_connection", "_desk", "_timer", "ended", "lost")
+
+    def __init__(self, desk: "Desk", connection: Connection, seconds: float) -> None:
+        self.lost = False
+        self.ended = False
+        self._desk = desk
+        self._connection = connection
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._lose)
+
+    def _lose(self) -> None:
+        self.lost = True
+        self._desk.own(self._stop())
+
+    async def _stop(self) -> None:
+        with contextlib.suppress(psycopg.Error, OSError):
+            await self._connection.cancel_safe(timeout=STOP_S)
+        pause_s = STOP_S / 20
+        for _ in range(20):
+            if self.ended:
+                return
+            await asyncio.sleep(pause_s)
+        hang_up(self._connection)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.ended = True
+        self._timer.cancel()
+
+
 class Desk:
-    """Made in the loop whose it is. `greet` checks every new connection and raises what is wrong with it."""
+    """Made in the loop whose it is. `greet` checks every new connection and raises what is wrong with it; it says whether the session behind it is ours alone."""
 
     def __init__(self, address: Address, greet: Greeting) -> None:
         self.closed = False
+        self.pooled = False  # somebody between us and the server hands sessions out by the transaction
         self._address = address
         self._greet = greet
-        self._idle: list[tuple[Connection, float]] = []
+        self._idle: list[Connection] = []
         self._all: set[Connection] = set()
         self._free = asyncio.Semaphore(address.pool)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -56,16 +99,21 @@ class Desk:
         """The rows of one statement. Raises EngineUnavailable, EngineForeign, EngineError, HandleMisused."""
         for repeat in range(REPEATS):
             connection = await self._take()
+            patience = self.patience(connection)
             try:
-                async with asyncio.timeout(self._address.timeout_s):
-                    cursor = await connection.execute(sql, params or None, prepare=None if self._prepare else False, binary=True)
+                with patience:
+                    cursor = await connection.execute(sql, params or None, prepare=None if self._prepare and not self.pooled else False, binary=True)
                     rows = await cursor.fetchall() if cursor.description is not None else []
             except psycopg.Error as error:
+                if patience.lost:
+                    await self._discard(connection)  # the request to stop may be on its way still: it must not meet the next statement
+                    raise trouble.overdue(error, self._address.shown, self._address.timeout_s) from error
                 what = trouble.remedy(error)
                 if trouble.broken(error) or connection.broken:
                     await self._discard(connection)
                     await self._drop_idle()
                 elif what is trouble.Remedy.UNPREPARED:
+                    what = what if self._prepare else trouble.Remedy.NONE  # nothing was prepared: it means something else
                     self._prepare = False
                     await self._discard(connection)
                 else:
@@ -73,18 +121,20 @@ class Desk:
                 if what is trouble.Remedy.NONE or repeat == REPEATS - 1:
                     raise trouble.asking(error, self._address.shown, self._address.schema) from error
                 await asyncio.sleep(PAUSE_S * random.random() * (repeat + 1))  # noqa: S311 - jitter
-            except TimeoutError:
-                await self._discard(connection)
-                raise EngineUnavailable(
-                    f"{self._address.shown} did not answer within {self._address.timeout_s:g} s.", effect="unknown", help="?timeout= sets the limit."
-                ) from None
             except BaseException:
                 await self._discard(connection)
                 raise
             else:
+                if patience.lost:
+                    await self._discard(connection)
+                    raise trouble.overdue(None, self._address.shown, self._address.timeout_s)
                 self._give(connection)
                 return rows
         raise AssertionError("the last repeat raises")
+
+    def patience(self, connection: Connection, seconds: float | None = None) -> Patience:
+        """`with` it, whoever waits for this connection waits at most so long (None: ?timeout=) and a little; then he gets an error of psycopg."""
+        return Patience(self, connection, self._address.timeout_s if seconds is None else seconds)
 
     async def finish(self, work: Coroutine[Any, Any, T], *, undo: Callable[[T], Coroutine[Any, Any, object] | None] | None = None) -> T:
         """Run it to its end whatever happens to the caller; `undo` makes good an answer that nobody takes any more."""
@@ -124,7 +174,8 @@ class Desk:
         self._all.add(connection)
         connection.adapters.register_loader("uuid", HexLoader)
         try:
-            await self._greet(connection)
+            with self.patience(connection):
+                self.pooled = not await self._greet(connection)
         except psycopg.Error as error:
             await self.discard(connection)
             raise trouble.connecting(error, self._address.shown) from error
@@ -145,8 +196,8 @@ class Desk:
             ) from None
         try:
             while self._idle:
-                connection, since = self._idle.pop()
-                if not connection.closed and (time.monotonic() - since < STALE_S or _alive(connection)):
+                connection = self._idle.pop()
+                if not connection.closed and _alive(connection):
                     return connection
                 await self.discard(connection)
             return await self.connect()
@@ -160,7 +211,7 @@ class Desk:
             self._all.discard(connection)
             connection.pgconn.finish()
         else:
-            self._idle.append((connection, time.monotonic()))
+            self._idle.append(connection)
 
     async def _discard(self, connection: Connection) -> None:
         self._free.release()
@@ -174,24 +225,38 @@ class Desk:
     async def _drop_idle(self) -> None:
         """One connection broke: the others lead to the same server."""
         idle, self._idle = self._idle, []
-        for connection, _ in idle:
+        for connection in idle:
             await self.discard(connection)
 
     # ------------------------------------------------------------------------------------------------ the end
     async def close(self) -> None:
-        """What is under way is finished first. In the loop of the desk."""
+        """What is under way is finished first, and given back what nobody waits for any more; but a silent server is not waited for. In the loop of the desk."""
+        await self._drained(min(CLOSE_S, self._address.timeout_s))
         self.closed = True
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+        if self._tasks:
+            self.hang_up()
+        await self._drained(GONE_S)
+        for task in self._tasks:
+            task.cancel()
+        await self._drained(GONE_S)
         for connection in list(self._all):
-            self._all.discard(connection)
-            await connection.close()
+            await self.discard(connection)
         self._idle.clear()
+
+    async def _drained(self, seconds: float) -> None:
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._tasks and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(set(self._tasks), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+
+    def hang_up(self) -> None:
+        """Whoever waits for an answer gets an error now. From any thread."""
+        for connection in list(self._all):
+            hang_up(connection)
 
     def abandon(self) -> None:
         """From anywhere, when the loop of the desk has ended without closing the engine."""
         self.closed = True
-        for connection in self._all:
+        for connection in list(self._all):
             connection.pgconn.finish()
         self._all.clear()
         self._idle.clear()
@@ -200,7 +265,16 @@ class Desk:
 def _alive(connection: Connection) -> bool:
     """A server that goes away leaves something to read, or the end of the stream, on a connection that waits for nothing."""
     try:
-        readable, _, _ = select.select([connection.pgconn.socket], [], [], 0)
+        if not hasattr(select, "poll"):
+            return not select.select([connection.pgconn.socket], [], [], 0)[0]
+        look = select.poll()  # unlike select it knows files beyond the 1024th
+        look.register(connection.pgconn.socket, select.POLLIN | select.POLLHUP | select.POLLERR)
+        return not look.poll(0)
     except (ValueError, OSError, psycopg.Error):
         return False
-    return not readable
+
+
+def hang_up(connection: Connection) -> None:
+    """Nothing more will come: whoever waits for this connection gets an error now. Its file stays open until he closes it, so that no other takes its number."""
+    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:
+        line.shutdown(socket.SHUT_RDWR)

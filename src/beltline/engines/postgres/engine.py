@@ -4,6 +4,7 @@ All rules are in sql/; here batches become columns, rows become values, and answ
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -11,31 +12,35 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, TypeVar
 
+import psycopg
+
 from beltline.core import limits
 from beltline.core.capabilities import Capabilities, Durability
 from beltline.core.clock import Clock
-from beltline.core.errors import BodyTooLarge, EngineUnsafe, HandleMisused, NameInvalid, QueueFull, ValueInvalid
+from beltline.core.errors import BodyTooLarge, EngineUnavailable, EngineUnsafe, HandleMisused, NameInvalid, ValueInvalid
 from beltline.core.lifecycle import State
 from beltline.core.limits import MAX_BODY_BYTES, MAX_LEASE_S
 from beltline.core.message import Delivery, Gather, Message, Receipt
 from beltline.core.names import MessageId, QueueName, RunId, WorkerId
-from beltline.core.outcome import Ack, Admission, Release, Sent, Settled, Settlement
+from beltline.core.outcome import Ack, Release, Sent, Settled, Settlement
 from beltline.core.queues import Counts, QueueSpec
 from beltline.core.views import GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, WorkerView
-from beltline.engines.postgres import browsing, control, schema, wire
+from beltline.engines.moving import MovedPage, Seal, Section
+from beltline.engines.postgres import browsing, control, moving, schema, trouble, wire
 from beltline.engines.postgres.address import Address
 from beltline.engines.postgres.address import read as read_address
-from beltline.engines.postgres.desk import Connection, Desk, Row
+from beltline.engines.postgres.batches import SEND, SETTLE, Batch, Parcel
+from beltline.engines.postgres.desk import CLOSE_S, Connection, Desk, Row
 from beltline.engines.postgres.hints import ENDED, EVERYTHING, Herald, Pause, Waiter, Waiters
 from beltline.engines.postgres.sends import Sends
+from beltline.engines.postgres.transactions import AsyncLender, AsyncPostgresTransaction, Lender, PostgresTransaction, asend, send
 from beltline.engines.rows import message as as_message
 
 T = TypeVar("T")
 
-SEND = f"SELECT * FROM beltline.send({', '.join(['%s'] * 34)})"
 RECEIVE = "SELECT * FROM beltline.receive(%s, %s, %s, %s, %s)"
-SETTLE = f"SELECT * FROM beltline.settle({', '.join(['%s'] * 52)})"
 RENEW = "SELECT * FROM beltline.renew(%s, %s, %s, %s)"
+SET_UP_S = 60.0  # for the tables of an empty database, or for another process that is making them
 ROLL_UP_AFTER = 500  # calls that may have left a row in `delta`: where nobody sweeps (senders alone), the counters are summed up by who counts
 
 
@@ -44,6 +49,7 @@ class _Place:
 
     def __init__(self, desk: Desk, sends: Sends) -> None:
         self.desk, self.sends, self.waiters = desk, sends, Waiters()
+        self.lender = AsyncLender(desk.connect, desk.discard)
 
 
 class PostgresEngine:
@@ -66,6 +72,8 @@ class PostgresEngine:
         self._lock = threading.Lock()
         self._places: dict[asyncio.AbstractEventLoop, _Place] = {}
         self._herald: Herald | None = None
+        self._lender: Lender | None = None
+        self.store = ""
         self._texts: dict[str, str] = {}
         self._unsubscribe: Callable[[], None] | None = None
         self._uncounted = 0
@@ -77,11 +85,16 @@ class PostgresEngine:
         place = self._place()
         connection = await place.desk.connect()
         try:
-            found = await schema.version(connection, self.address.schema)
-            if found == (0, 0):
-                await schema.migrate(connection, self.address)
+            with place.desk.patience(connection, max(self.address.timeout_s, SET_UP_S)):
                 found = await schema.version(connection, self.address.schema)
+                if found == (0, 0):
+                    await schema.migrate(connection, self.address)
+                    found = await schema.version(connection, self.address.schema)
             schema.check(found, self.address)
+            [[self.store]] = await (await connection.execute(f"SELECT value FROM {self.address.schema}.meta WHERE key = 'store'")).fetchall()
+        except psycopg.Error as error:
+            await self._leave(asyncio.get_running_loop(), place)
+            raise trouble.asking(error, self.address.shown, self.address.schema) from error
         except BaseException:
             await self._leave(asyncio.get_running_loop(), place)
             raise
@@ -90,6 +103,8 @@ class PostgresEngine:
         subscribe = getattr(self._clock, "subscribe", None)
         if subscribe is not None and self._unsubscribe is None:
             self._unsubscribe = subscribe(lambda: self._tell(frozenset([EVERYTHING])))
+        if self._lender is None:
+            self._lender = Lender(self.address)
         if self._herald is None:
             self._herald = Herald(self.address, self._greet, self._tell)
         self._open = True
@@ -98,8 +113,11 @@ class PostgresEngine:
         self._check_process()
         self._open = False
         herald, self._herald = self._herald, None
+        lender, self._lender = self._lender, None
+        if lender is not None:
+            lender.close()
         if herald is not None:
-            herald.stop()
+            await herald.stop()
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
@@ -109,20 +127,27 @@ class PostgresEngine:
         for loop, place in places:
             if loop is here:
                 await self._leave(loop, place)
-            elif loop.is_running():
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._leave(loop, place), loop))
             else:
-                place.desk.abandon()
-                with self._lock:
-                    self._places.pop(loop, None)
+                await self._leave_there(loop, place)
 
     async def _leave(self, loop: asyncio.AbstractEventLoop, place: _Place) -> None:
         with self._lock:
             if self._places.get(loop) is place:
                 del self._places[loop]
-        place.desk.closed = True
         place.waiters.poke(frozenset([EVERYTHING]))
         await place.desk.close()
+
+    async def _leave_there(self, loop: asyncio.AbstractEventLoop, place: _Place) -> None:
+        """In a loop of another thread, which may end before it has heard of it."""
+        if loop.is_running():
+            leaving = asyncio.run_coroutine_threadsafe(self._leave(loop, place), loop)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2 * CLOSE_S):
+                    await asyncio.wrap_future(leaving)
+        place.desk.abandon()
+        with self._lock:
+            if self._places.get(loop) is place:
+                del self._places[loop]
 
     def _place(self) -> _Place:
         loop = asyncio.get_running_loop()
@@ -135,24 +160,33 @@ class PostgresEngine:
                     self._places.pop(other).desk.abandon()
         return place
 
-    async def _greet(self, connection: Connection) -> None:
-        """What every new connection must be: to a server that can be written, and that keeps what it says it has stored."""
-        [[recovering, sync, fsync]] = await (
-            await connection.execute("SELECT pg_is_in_recovery(), current_setting('synchronous_commit'), current_setting('fsync')")
+    async def _greet(self, connection: Connection) -> bool:
+        """What every new connection must be: to a server that can be written, and that keeps what it says it has stored. Whether its session is ours alone:
+        a pooler does not tell the number of the server's process, since it will not stay the same."""
+        level = self.capabilities.durability.name.lower()
+        [[recovering, sync, fsync, pid, _]] = await (
+            await connection.execute(
+                "SELECT pg_is_in_recovery(), current_setting('synchronous_commit'), current_setting('fsync'), pg_backend_pid(),"
+                " CASE WHEN %s = 'os' THEN set_config('beltline.durability', 'os', false) END",  # else the verbs wait for the disk whatever the role's setting
+                (level,),
+            )
         ).fetchall()
+        if recovering and self._open:  # it was the primary, or its place was: a promotion is under way
+            raise EngineUnavailable(f"{self.address.shown} is a standby now.", effect="none", help="It is tried again until there is a primary.")
         if recovering:
             raise EngineUnsafe(
                 f"{self.address.shown} is a read replica.",
                 why="A replica lags behind, and nothing can be stored in it.",
                 help="Give the URL of the primary, or of all servers: postgresql://one,two/database",
             )
-        if self.capabilities.durability is Durability.DISK and "off" in (sync, fsync):
+        if self.capabilities.durability is Durability.DISK and (fsync == "off" or (sync == "off" and not self._open)):
             setting = "synchronous_commit" if sync == "off" else "fsync"
             raise EngineUnsafe(
                 f"{self.address.shown} has {setting} = off.",
                 why="What it says it has stored may be lost in a crash: durability disk cannot be kept.",
                 help=f"Set {setting} = on for this role and database, or ask for less: ?durability=os",
             )
+        return bool(pid == connection.pgconn.backend_pid)
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -162,14 +196,17 @@ class PostgresEngine:
                 help="Make an engine in the child, and start processes with spawn or forkserver.",
             )
 
-    def _in_use(self) -> _Place:
+    def _check_open(self) -> None:
         if not self._open or os.getpid() != self._pid:
             self._check_process()
             raise HandleMisused("The PostgreSQL engine is not open.", help="Call open() first, and nothing after close().")
+
+    def _in_use(self) -> _Place:
+        self._check_open()
         return self._place()
 
     # ------------------------------------------------------------------------------------------------ asking
-    def _sql(self, text: str) -> str:
+    def sql(self, text: str) -> str:
         found = self._texts.get(text)
         if found is None:
             found = schema.in_schema(text, self.address.schema)
@@ -178,14 +215,14 @@ class PostgresEngine:
         return found
 
     @property
-    def _now(self) -> int | None:
+    def now_ms(self) -> int | None:
         """None: the server's time."""
         return None if self._clock is None else round(self._clock.now() * 1000)
 
     async def _ask(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
         """One statement to its end, even if the caller is cancelled."""
         desk = self._in_use().desk
-        return await desk.finish(desk.ask(self._sql(sql), params))
+        return await desk.finish(desk.ask(self.sql(sql), params))
 
     def _tell(self, names: frozenset[str]) -> None:
         """Poke whoever waits in this process, in whatever loop."""
@@ -216,23 +253,28 @@ class PostgresEngine:
         if self._herald is not None:
             self._herald.listen()
         with place.waiters.waiting(names) as waiter:
-            while True:
-                waiter.event.clear()
-                value, due_s = await look()
+            value, due_s = await look()
+            while self._open and not found(value):
                 left = deadline - loop.time()
-                if found(value) or left <= 0 or not self._open or (until is not None and self._clock is not None and self._clock.now() >= until):
-                    return value
+                if left <= 0 or (until is not None and self._clock is not None and self._clock.now() >= until):
+                    break
                 await _until(waiter, min(left, pause.seconds(), due_s))
-                if not self._open:
-                    return value
+                waiter.event.clear()
+                if self._is_open():
+                    value, due_s = await look()
+        return value
+
+    def _is_open(self) -> bool:
+        """Asked again after a wait."""
+        return self._open
 
     # ---------------------------------------------------------------------------------------------------------- Engine
     async def now(self) -> float:
-        [[ms]] = await self._ask("SELECT beltline._now(%s)", (self._now,))
+        [[ms]] = await self._ask("SELECT beltline._now(%s, 9)", (self.now_ms,))
         return int(ms) / 1000
 
     async def declare(self, specs: Sequence[QueueSpec]) -> None:
-        self._stir(await control.declare(self._ask, self._now, specs))
+        self._stir(await control.declare(self._ask, self.now_ms, specs))
 
     async def send(self, messages: Sequence[Message], *, gathers: Sequence[Gather] = ()) -> list[Sent]:
         self._check_messages(messages)
@@ -250,8 +292,8 @@ class PostgresEngine:
 
     async def _send_now(self, messages: Sequence[Message], gathers: Sequence[Gather] = ()) -> list[Sent]:
         parcel = Parcel(messages, gathers)
-        rows = await self._in_use().desk.ask(self._sql(SEND), (self._now, False, *parcel.arguments))
-        if rows and rows[0][0] == 10:
+        rows = await self._in_use().desk.ask(self.sql(SEND), (self.now_ms, False, *parcel.arguments))
+        if parcel.refused(rows):
             raise await browsing.not_declared(self._ask, rows[0][3])
         answer = parcel.read(rows)
         self._hint(parcel.queues)
@@ -268,8 +310,8 @@ class PostgresEngine:
         place = self._in_use()
 
         async def look() -> tuple[list[Delivery], float]:
-            arguments = (self._now, wire.texts(names), min(limit, 1_000_000), lease_ms, worker)
-            rows = await place.desk.finish(place.desk.ask(self._sql(RECEIVE), arguments), undo=self._give_back)
+            arguments = (self.now_ms, wire.texts(names), min(limit, 1_000_000), lease_ms, wire.clean(worker))
+            rows = await place.desk.finish(place.desk.ask(self.sql(RECEIVE), arguments), undo=lambda rows: self._give_back(place.desk, rows))
             if rows and rows[0][0] == 1:
                 raise await browsing.not_declared(self._ask, rows[0][3])
             if rows and rows[0][0] == 2:
@@ -282,24 +324,26 @@ class PostgresEngine:
         deliveries: list[Delivery] = await self._look_until(names, wait_s, look, bool)
         return deliveries
 
-    def _give_back(self, rows: list[Row]) -> Any:
-        """Whoever asked for them was cancelled while they were being leased: nobody will ever hold them."""
+    async def _give_back(self, desk: Desk, rows: list[Row]) -> None:
+        """Whoever asked for them was cancelled while they were being leased: nobody will ever hold them. Also while the engine is being closed."""
         back = [Settlement(Receipt(row[2], row[4]), Release()) for row in rows if row[0] == 0]
-        return self.settle(back) if back and self._open else None
+        if back:
+            await desk.ask(self.sql(SETTLE), (self.now_ms, False, *Batch(back).arguments))
+            self._hint([EVERYTHING])
 
     async def renew(self, receipts: Sequence[Receipt], *, lease_s: float) -> list[Settled]:
         lease_ms = wire.ceil_ms(limits.seconds("lease_s", lease_s, most=MAX_LEASE_S))
         ordered = sorted({(receipt.id, receipt.epoch) for receipt in receipts})
         ids, epochs = wire.ids([id for id, _ in ordered]), wire.numbers([epoch for _, epoch in ordered])
         held = {}
-        for place, asked in await self._ask(RENEW, (self._now, ids, epochs, lease_ms)):
+        for place, asked in await self._ask(RENEW, (self.now_ms, ids, epochs, lease_ms)):
             held[ordered[place - 1]] = Settled.CANCEL_ASKED if asked else Settled.DONE
         return [held.get((receipt.id, receipt.epoch), Settled.LEASE_LOST) for receipt in receipts]
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         batch = Batch(settlements)
-        rows = await self._ask(SETTLE, (self._now, False, *batch.arguments))
-        if rows[0][2] is not None:
+        rows = await self._ask(SETTLE, (self.now_ms, False, *batch.arguments))
+        if batch.refused(rows):
             raise await browsing.not_declared(self._ask, rows[0][2])
         answers = batch.read(rows)
         names = {EVERYTHING} if batch.stirred else {message.queue for settlement in settlements for message in _then(settlement)}
@@ -311,29 +355,29 @@ class PostgresEngine:
         self._uncounted += 1
         if self._uncounted >= ROLL_UP_AFTER and self._herald is not None:
             self._uncounted = 0
-            now = self._now
-            self._herald.do(lambda desk: control.rollup(lambda sql, params: desk.ask(self._sql(sql), params), now))
+            now = self.now_ms
+            self._herald.do(lambda desk: control.rollup(lambda sql, params: desk.ask(self.sql(sql), params), now))
 
     async def counts(self, queue: QueueName) -> Counts:
-        return await browsing.counts(self._ask, self._now, queue)
+        return await browsing.counts(self._ask, self.now_ms, queue)
 
     async def purge(self, queue: QueueName) -> int:
-        return self._stirred(*await control.purge(self._ask, self._now, queue))
+        return self._stirred(*await control.purge(self._ask, self.now_ms, queue))
 
     # ---------------------------------------------------------------------------------------------------------- Browse
     async def queues(self) -> list[QueueSpec]:
         return await browsing.queues(self._ask)
 
     async def get(self, id: MessageId) -> MessageView:
-        return await browsing.get(self._ask, self._now, id)
+        return await browsing.get(self._ask, self.now_ms, id)
 
     async def browse(self, where: MessageFilter, *, limit: int = 100, cursor: str = "") -> Page:
         limits.integer("limit", limit, least=1, most=sys.maxsize)
-        return await browsing.browse(self._ask, self._now, where, limit, cursor)
+        return await browsing.browse(self._ask, self.now_ms, where, limit, cursor)
 
     # --------------------------------------------------------------------------------------------------------- Results
     async def results(self, ids: Sequence[str]) -> list[ResultView | None]:
-        return await browsing.results(self._ask, self._now, ids)
+        return await browsing.results(self._ask, self.now_ms, ids)
 
     async def await_results(self, ids: Sequence[str], *, wait_s: float) -> list[ResultView | None]:
         limits.seconds("wait_s", wait_s, most=MAX_LEASE_S)
@@ -354,32 +398,32 @@ class PostgresEngine:
 
     # --------------------------------------------------------------------------------------------------------- Control
     async def pause(self, queue: QueueName) -> None:
-        self._stir(await control.pause(self._ask, self._now, queue, True))
+        self._stir(await control.pause(self._ask, self.now_ms, queue, True))
 
     async def resume(self, queue: QueueName) -> None:
-        self._stir(await control.pause(self._ask, self._now, queue, False))
+        self._stir(await control.pause(self._ask, self.now_ms, queue, False))
 
     async def cancel(self, ids: Sequence[MessageId], *, reason: str = "") -> list[State | None]:
-        return self._stirred(*await control.cancel(self._ask, self._now, ids, reason))
+        return self._stirred(*await control.cancel(self._ask, self.now_ms, ids, reason))
 
     async def cancel_asked(self, receipts: Sequence[Receipt]) -> list[Receipt]:
         return await control.cancel_asked(self._ask, receipts)
 
     async def hurry(self, ids: Sequence[MessageId]) -> int:
-        return self._stirred(*await control.hurry(self._ask, self._now, ids))
+        return self._stirred(*await control.hurry(self._ask, self.now_ms, ids))
 
     async def redrive(self, where: MessageFilter, *, limit: int, queue: QueueName | None = None) -> list[MessageId]:
         _some_condition(where)
         limits.integer("limit", limit, least=1, most=sys.maxsize)
-        return self._stirred(*await control.redrive(self._ask, self._now, where, limit, queue))
+        return self._stirred(*await control.redrive(self._ask, self.now_ms, where, limit, queue))
 
     async def edit(self, id: MessageId, *, body: bytes) -> None:
-        await control.edit(self._ask, self._now, id, body, self._max_body)
+        await control.edit(self._ask, self.now_ms, id, body, self._max_body)
 
     async def delete(self, where: MessageFilter, *, limit: int) -> int:
         _some_condition(where)
         limits.integer("limit", limit, least=1, most=sys.maxsize)
-        return self._stirred(*await control.delete(self._ask, self._now, where, limit))
+        return self._stirred(*await control.delete(self._ask, self.now_ms, where, limit))
 
     def _stir(self, woken: str) -> None:
         """Rare verbs: if anything may be received now, whoever waits looks again."""
@@ -404,81 +448,85 @@ class PostgresEngine:
         return await browsing.gathers(self._ask, run)
 
     async def cancel_run(self, id: RunId, *, reason: str = "") -> RunView:
-        self._stir(await control.cancel_run(self._ask, self._now, id, reason))
+        self._stir(await control.cancel_run(self._ask, self.now_ms, id, reason))
         return await self.run(id)
 
     # ----------------------------------------------------------------------------------------------------------- Fleet
     async def beat(self, worker: WorkerView) -> None:
-        await control.beat(self._ask, self._now, worker)
+        await control.beat(self._ask, self.now_ms, worker)
 
     async def forget(self, worker: WorkerId) -> None:
-        await control.forget(self._ask, self._now, worker)
+        await control.forget(self._ask, self.now_ms, worker)
 
     async def workers(self) -> list[WorkerView]:
-        return await browsing.workers(self._ask, self._now)
+        return await browsing.workers(self._ask, self.now_ms)
+
+    # --------------------------------------------------------------------------------------------------------- Movable
+    @property
+    def shown(self) -> str:
+        return self.address.shown
+
+    async def seal(self) -> Seal | None:
+        return await moving.seal(self._ask)
+
+    async def set_seal(self, before: Seal | None, after: Seal | None) -> bool:
+        done = await moving.set_seal(self._ask, before, after)
+        self._hint([EVERYTHING])  # whoever waits learns of it
+        return done
+
+    async def underway(self) -> frozenset[str]:
+        return await moving.underway(self._ask)
+
+    async def leased(self) -> int:
+        return await moving.leased(self._ask, self.now_ms)
+
+    async def empty(self) -> bool:
+        return await moving.empty(self._ask)
+
+    async def take(self, section: Section, after: str, limit: int) -> MovedPage:
+        return await moving.take(self._ask, section, after, limit)
+
+    async def put(self, page: MovedPage, before: Seal, after: Seal) -> bool:
+        return await moving.put(self._ask, self.now_ms, page, before, after)
+
+    # --------------------------------------------------------------------------------------------------- Transactional
+    def send_with(self, connection: Any, messages: Sequence[Message], *, gathers: Sequence[Gather] = ()) -> list[Sent]:
+        self._in_use_by_guest(messages)
+        return send(self, connection, messages, gathers)
+
+    async def asend_with(self, connection: Any, messages: Sequence[Message], *, gathers: Sequence[Gather] = ()) -> list[Sent]:
+        self._in_use_by_guest(messages)
+        return await asend(self, connection, messages, gathers)
+
+    def _in_use_by_guest(self, messages: Sequence[Message]) -> None:
+        self._check_open()
+        self._check_messages(messages)
+
+    def transaction(self, connection: Any = None) -> PostgresTransaction:
+        self._check_open()
+        assert self._lender is not None
+        if connection is not None:
+            return PostgresTransaction(self, connection, None)
+        return PostgresTransaction(self, self._lender.lend(), self._lender.take_back)
+
+    async def atransaction(self, connection: Any = None) -> AsyncPostgresTransaction:
+        place = self._in_use()
+        if connection is not None:
+            transaction = AsyncPostgresTransaction(self, connection, None)
+        else:
+            transaction = AsyncPostgresTransaction(self, await place.lender.lend(), place.lender.take_back)
+        await transaction.begin()
+        return transaction
 
     # ---------------------------------------------------------------------------------------------------------- Upkeep
     async def sweep(self) -> int:
-        await control.rollup(self._ask, self._now)
-        return self._stirred(*await control.sweep(self._ask, self._now))
+        await control.rollup(self._ask, self.now_ms)
+        return self._stirred(*await control.sweep(self._ask, self.now_ms))
 
     async def retain(self, *, history_s: float, limit: int = 5000) -> int:
         limits.integer("limit", limit, least=1, most=sys.maxsize)
         history_ms = wire.ceil_ms(min(limits.seconds("history_s", history_s), wire.FOREVER_S))
-        return await control.retain(self._ask, self._now, history_ms, limit)
-
-
-class Parcel:
-    """One send: the arguments behind p_guest, and what the answer means. Repeated ids in a batch go once."""
-
-    def __init__(self, messages: Sequence[Message], gathers: Sequence[Gather]) -> None:
-        self._messages = messages
-        once = list({message.id: message for message in reversed(messages)}.values())[::-1]
-        self._once = once
-        follow = wire.templates(gathers)
-        queues, tasks, chains, columns = wire.sent([*once, *follow]) if once or follow else ("{}", "{}", "{}", wire.NOTHING_SENT)
-        self.arguments: tuple[Any, ...] = (queues, tasks, chains, len(follow), *columns, *wire.opened(gathers, None, len(once) + 1))
-        self.queues = list({message.queue for message in messages})
-
-    def read(self, rows: list[Row]) -> list[Sent]:
-        """Raises QueueFull."""
-        other: dict[str, Sent] = {}
-        for code, ord_, id, text, number in rows:
-            if code == 11:
-                raise QueueFull(queue=text, bound=int(number))
-            other[self._once[ord_ - 1].id] = Sent(MessageId(id), Admission.SAME_ID if code == 1 else Admission.DEDUPLICATED)
-        if not other and len(self._once) == len(self._messages):
-            return [Sent(message.id) for message in self._messages]
-        answers: list[Sent] = []
-        seen: set[str] = set()
-        for message in self._messages:
-            again = message.id in seen and message.id not in other
-            answers.append(Sent(message.id, Admission.SAME_ID) if again else other.get(message.id, Sent(message.id)))
-            seen.add(message.id)
-        return answers
-
-
-class Batch:
-    """One settle: of two receipts of one message only the first can have an effect, so only it goes."""
-
-    def __init__(self, settlements: Sequence[Settlement]) -> None:
-        first: dict[tuple[str, int], int] = {}
-        for place, settlement in enumerate(settlements):
-            first.setdefault((settlement.receipt.id, settlement.receipt.epoch), place)
-        self._size = len(settlements)
-        self._places = sorted(first.values(), key=lambda place: settlements[place].receipt.id)
-        chosen = [settlements[place] for place in self._places]
-        self.arguments = wire.Ends(chosen).arguments if chosen else wire.Ends(()).arguments
-        self.stirred = any(type(settlement.outcome) is not Ack for settlement in chosen)
-
-    def read(self, rows: list[Row]) -> list[Settled]:
-        [[done, woken, _]] = rows
-        if woken:
-            self.stirred = True
-        answers = [Settled.LEASE_LOST] * self._size
-        for place in done:
-            answers[self._places[place - 1]] = Settled.DONE
-        return answers
+        return await control.retain(self._ask, self.now_ms, history_ms, limit)
 
 
 def _deliveries(names: Sequence[str], rows: list[Row]) -> list[Delivery]:

@@ -6,6 +6,7 @@ LISTEN hears nothing, and polling is all there is.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import random
 import threading
@@ -16,13 +17,14 @@ import psycopg
 
 from beltline.core.errors import BeltlineError
 from beltline.engines.postgres.address import Address
-from beltline.engines.postgres.desk import Desk, Greeting
+from beltline.engines.postgres.desk import GONE_S, Desk, Greeting
 
 ENDED = "!"  # instead of a queue's name: a message or run has ended
 EVERYTHING = "*"
 PERIOD_S = 0.05
 POLL_S = (0.05, 2.0)  # between two looks: at first, at most
 RECONNECT_S = (0.1, 5.0)
+GRACE_S = 2.0  # for the statement under way when it is told to stop
 STOP_S = 10.0
 MAX_PAYLOAD = 7000  # PostgreSQL allows 8,000 bytes
 
@@ -82,8 +84,10 @@ class Herald:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
+        self._home: Callable[[], None] | None = None
         self._listens = False
         self._stopped = False
+        self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     # ------------------------------------------------------------------------------------------------ from any thread
     def hint(self, names: Iterable[str]) -> None:
@@ -116,34 +120,50 @@ class Herald:
             with contextlib.suppress(RuntimeError):  # it has just ended
                 loop.call_soon_threadsafe(wake.set)
 
-    def stop(self) -> None:
-        """Idempotent. Waits for the thread: it has at most one short statement to finish."""
+    async def stop(self) -> None:
+        """Idempotent. Waits for the thread: it has at most one short statement to finish, and hangs up on a server that is silent."""
         with self._lock:
             self._stopped = True
-            thread, loop, wake = self._thread, self._loop, self._wake
-        if loop is not None and wake is not None:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(wake.set)
-        if thread is not None:
+            thread, loop, home = self._thread, self._loop, self._home
+        if thread is None:
+            return
+        if loop is not None and home is not None:
+            with contextlib.suppress(RuntimeError):  # it has just ended
+                loop.call_soon_threadsafe(home)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                await asyncio.shield(asyncio.wrap_future(self._ended))
             thread.join(STOP_S)
 
     # ------------------------------------------------------------------------------------------------ in the thread
     def _run(self) -> None:
-        asyncio.run(self._live())
+        try:
+            with contextlib.suppress(asyncio.CancelledError):  # sent home while it waited for a server
+                asyncio.run(self._live())
+        finally:
+            self._ended.set_result(None)
 
     async def _live(self) -> None:
         wake = asyncio.Event()
-        with self._lock:
-            self._loop, self._wake = asyncio.get_running_loop(), wake
-        wake.set()
         desk = Desk(self._address, self._greet)
+        loop, life = asyncio.get_running_loop(), asyncio.current_task()
+        assert life is not None
+
+        def home() -> None:
+            wake.set()
+            loop.call_later(GRACE_S, desk.hang_up)
+            loop.call_later(GRACE_S + GONE_S, life.cancel)
+
+        with self._lock:
+            self._loop, self._wake, self._home = loop, wake, home
+        wake.set()
         listening: asyncio.Task[None] | None = None
         try:
             while not self._stopped:
                 await wake.wait()
                 wake.clear()
                 if self._listens and listening is None:
-                    listening = asyncio.create_task(self._listen(desk))
+                    listening = desk.own(self._listen(desk))
                 with self._lock:
                     chores, self._chores = self._chores, []
                     names, self._pending = self._pending, set()
@@ -171,7 +191,10 @@ class Herald:
             try:
                 connection = await desk.connect()
                 try:
-                    await connection.execute(f"LISTEN {self._channel}")
+                    if desk.pooled:
+                        return  # nothing would ever be heard
+                    with desk.patience(connection):
+                        await connection.execute(f"LISTEN {self._channel}")
                     pause = RECONNECT_S[0]
                     self._tell(frozenset([EVERYTHING]))  # what came before is looked for now
                     async for note in connection.notifies():

@@ -32,7 +32,7 @@ def _files(*names: str) -> str:
 
 
 def migrations() -> tuple[Migration, ...]:
-    return (Migration(1, "0001_expand_first_tables", _files("tables.sql", "endings.sql", "verbs.sql", "control.sql", "upkeep.sql"), 1),)
+    return (Migration(1, "0001_expand_first_tables", _files("tables.sql", "endings.sql", "verbs.sql", "control.sql", "upkeep.sql", "moving.sql"), 1),)
 
 
 SCHEMA = 1  # what this code brings a store to
@@ -55,12 +55,20 @@ async def version(connection: Connection, schema: str) -> tuple[int, int]:
     ).fetchall()
     if not ours:
         if there:
-            raise EngineForeign(f"Schema {schema} holds tables of something else.", why="Nothing in it was changed.", help="Give Beltline a schema of its own: ?schema=beltline")
+            raise EngineForeign(
+                f"Schema {schema} holds tables of something else.",
+                why="Nothing in it was changed.",
+                help="Give Beltline a schema of its own: ?schema=beltline",
+            )
         return 0, 0
-    rows = await (await connection.execute(f"SELECT key, value FROM {schema}.meta WHERE key IN ('schema', 'min_reader')")).fetchall()  # noqa: S608 - the schema's name is checked
+    rows = await (await connection.execute(f"SELECT key, value FROM {schema}.meta WHERE key IN ('schema', 'min_reader')")).fetchall()
     found = {str(key): int(str(value)) for key, value in rows}
     if set(found) != {"schema", "min_reader"}:
-        raise EngineForeign(f"Schema {schema} holds tables of something else.", why="Nothing in it was changed.", help="Give Beltline a schema of its own: ?schema=beltline")
+        raise EngineForeign(
+            f"Schema {schema} holds tables of something else.",
+            why="Nothing in it was changed.",
+            help="Give Beltline a schema of its own: ?schema=beltline",
+        )
     return found["schema"], found["min_reader"]
 
 
@@ -95,9 +103,9 @@ async def migrate(connection: Connection, address: Address, steps: Sequence[Migr
                 continue
             if have == 0:
                 await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {address.schema}")  # an identifier that is checked
-            await connection.execute(in_schema(step.sql, address.schema))  # type: ignore[arg-type]  # our own files
+            await connection.execute(in_schema(step.sql, address.schema))  # our own files
             await connection.execute(
-                f"INSERT INTO {address.schema}.meta(key, value) VALUES ('schema', %s), ('min_reader', %s) ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value",  # noqa: S608
+                f"INSERT INTO {address.schema}.meta(key, value) VALUES ('schema', %s), ('min_reader', %s) ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value",
                 (str(step.number), str(step.min_reader)),
             )
             taken.append(step.name)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from beltline.core.errors import BeltlineError, EngineUnavailable
+from beltline.core.errors import EngineUnavailable
 from beltline.core.message import Message
 from beltline.core.outcome import Sent
 from beltline.engines.postgres.desk import Desk
@@ -39,14 +39,14 @@ class Sends:
                 except EngineUnavailable as error:
                     for _, future in together:
                         _fail(future, EngineUnavailable(error.what, effect=error.effect, help=error.help))
-                except BeltlineError as error:
+                except Exception as error:  # noqa: BLE001 - each answer goes to whoever asked; a batch that cannot be written is its sender's alone
                     if len(together) == 1:
                         _fail(together[0][1], error)
                     else:
                         await self._one_by_one(together)
-                except BaseException as error:
+                except BaseException:  # the loop ends
                     for _, future in together:
-                        _fail(future, error)
+                        future.cancel()
                     raise
                 else:
                     start = 0
@@ -59,8 +59,8 @@ class Sends:
 
     def _next(self) -> list[Waiting]:
         """The first, and as many as fit beside it. An id that comes twice waits: each send has an answer of its own."""
-        together, seen, count = [self._waiting.pop(0)], set(), 0
-        seen.update(message.id for message in together[0][0])
+        together = [self._waiting.pop(0)]
+        seen = {message.id for message in together[0][0]}
         count = len(together[0][0])
         while self._waiting and count + len(self._waiting[0][0]) <= MOST:
             ids = {message.id for message in self._waiting[0][0]}
@@ -76,7 +76,7 @@ class Sends:
         for messages, future in together:
             try:
                 answer = await self._send_now(messages)
-            except BeltlineError as error:
+            except Exception as error:  # noqa: BLE001 - as above
                 _fail(future, error)
             else:
                 if not future.done():

@@ -9,12 +9,22 @@ from enum import Enum
 import psycopg
 
 from beltline.core.errors import BeltlineError, EngineError, EngineForeign, EngineUnavailable
+from beltline.engines.moving import read_seal, refusal
 
-AGAIN = frozenset(["40001", "40P01"])  # serialization failure, deadlock: nothing happened, once more
-UNPREPARED = frozenset(["26000", "42P05", "0A000"])  # a pooler gave us another connection than the one that prepared; a cached plan whose tables changed
-_GOING = frozenset(["57P01", "57P02", "57P03", "57P04"])  # shut down by the administrator, crashed, starting up, database dropped
+AGAIN = frozenset(["40001", "40P01", "57P05"])  # serialization failure, deadlock, a session that was too long idle: nothing happened, once more
+# A pooler gave us another session than the one that prepared; a cached plan whose tables changed.
+UNPREPARED = frozenset(["26000", "42P05", "0A000"])
+MOVED = "BL002"  # raised by our own functions: the queues are moving, the detail is the seal
+_GOING = frozenset(
+    ["57P01", "57P02", "57P03", "57P04", "57P05"]
+)  # shut down by the administrator, crashed, starting up, database dropped, too long idle
+_OURS = (
+    psycopg.DataError,
+    psycopg.ProgrammingError,
+    psycopg.NotSupportedError,
+)  # without a code of the server: psycopg itself could not write the statement
 _MISSING = frozenset(["42883", "42P01", "3F000", "42704"])  # function, table, schema, type
-_BUSY = frozenset(["57014", "55P03", "25P03", "57P05"])  # statement, lock, idle time-outs
+_BUSY = frozenset(["57014", "55P03", "25P03"])  # statement, lock, idle time-outs
 _FULL = frozenset(["53100", "53200", "53300", "53400"])  # disk, memory, connections
 
 
@@ -33,7 +43,9 @@ def remedy(error: psycopg.Error) -> Remedy:
 def broken(error: psycopg.Error) -> bool:
     """The connection cannot be used any more, or leads to a server that cannot be written."""
     state = error.sqlstate
-    return state is None or state in _GOING or state.startswith("08") or state == "25006"
+    if state is None:
+        return not isinstance(error, _OURS)
+    return state in _GOING or state.startswith("08") or state == "25006"
 
 
 def connecting(error: psycopg.Error, shown: str) -> BeltlineError:
@@ -45,19 +57,31 @@ def connecting(error: psycopg.Error, shown: str) -> BeltlineError:
         "3D000": "Create the database first (createdb), or name another.",
         "53300": "The server has no connection left: lower ?pool=, raise max_connections, or put a pooler between.",
     }
-    code = next((code for code, words in _WORDS.items() if words in text), error.sqlstate or "")
+    code = next((code for words, code in _WORDS.items() if words in text), error.sqlstate or "")
     return EngineUnavailable(f"{shown} cannot be reached: {text}", effect="none", help=helps.get(code, "Is the server running? It is tried again."))
 
 
 # libpq reports the failures of a connection attempt as text only.
-_WORDS = {"28P01": "password authentication failed", "28000": "no pg_hba.conf entry", "3D000": "does not exist", "53300": "too many clients"}
+_WORDS = {
+    "password authentication failed": "28P01",
+    "no pg_hba.conf entry": "28000",
+    'role "': "28000",
+    "does not exist": "3D000",
+    "too many clients": "53300",
+    "too many connections": "53300",
+    "connection slots are reserved": "53300",
+}
 
 
 def asking(error: psycopg.Error, shown: str, schema: str) -> BeltlineError:
     """A statement failed."""
     state, text = error.sqlstate, _text(error)
-    if state is None or state in _GOING or state.startswith("08"):
+    if state is None and isinstance(error, _OURS):
+        return EngineError(f"This cannot be said to {shown}: {text}", why="Nothing was stored.")
+    if state is None or state in _GOING or state.startswith("08") or state == "40003":
         return EngineUnavailable(f"The connection to {shown} broke: {text}", effect="unknown", help="It is made again by itself.")
+    if state == MOVED:
+        return refusal(read_seal(error.diag.message_detail or None), shown)
     if state == "25006":
         return EngineUnavailable(
             f"{shown} cannot be written: {text}", effect="none", help="Give the URL of the primary, or of all servers: postgresql://one,two/database"
@@ -67,12 +91,25 @@ def asking(error: psycopg.Error, shown: str, schema: str) -> BeltlineError:
             f"Schema {schema} of {shown} is not a Beltline of this version: {text}", why="Nothing in it was changed.", help="beltline migrate"
         )
     if state in _BUSY:
-        return EngineUnavailable(f"{shown} gave up: {text}", effect="none", help="A long transaction, or a time-out of this role, stands in the way (beltline doctor).")
+        return EngineUnavailable(
+            f"{shown} gave up: {text}", effect="none", help="A long transaction, or a time-out of this role, stands in the way (beltline doctor)."
+        )
     if state in _FULL:
         return EngineUnavailable(f"{shown} is full: {text}", effect="none", help="Make room on the server.")
     if state == "42501":
         return EngineUnavailable(f"{shown} forbids it: {text}", effect="none", help=f"Grant this role the use of schema {schema}.")
     return EngineError(f"{shown} refused: {text} ({state})", why="Nothing was stored.")
+
+
+def overdue(error: psycopg.Error | None, shown: str, seconds: float) -> BeltlineError:
+    """An answer did not come in time. 57014: the server was asked to stop, and has undone it."""
+    if error is not None and error.sqlstate == "57014":
+        return EngineUnavailable(
+            f"{shown} was not done within {seconds:g} s and was stopped.",
+            effect="none",
+            help="Something holds a lock, or the server is overloaded (beltline doctor). ?timeout= sets the limit.",
+        )
+    return EngineUnavailable(f"{shown} did not answer within {seconds:g} s.", effect="unknown", help="?timeout= sets the limit.")
 
 
 def _text(error: psycopg.Error) -> str:

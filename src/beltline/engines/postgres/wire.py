@@ -119,11 +119,13 @@ def sent(messages: Sequence[Message], *, handed_on: bool = False) -> tuple[str, 
     return queues, tasks, chains, columns
 
 
-def opened(gathers: Sequence[Gather], parents: Sequence[int] | None, first_template: int) -> tuple[Any, ...]:
+def opened(gathers: Sequence[Gather], first_template: int) -> tuple[Any, ...]:
     """The twelve columns from g_id to g_suffix. `first_template`: place, from 1, of the first gather's message among the items; they follow in order."""
     if not gathers:
         return NOTHING_OPENED
-    places, shells, place = [], [], first_template
+    places: list[int | None] = []
+    shells: list[tuple[bytes | None, bytes | None]] = []
+    place = first_template
     for gather in gathers:
         if gather.then is None:
             places.append(None)
@@ -233,7 +235,7 @@ class Ends:
             numbers([*parents, *([0] * len(follow))]),
             *columns,
             numbers(gather_parents) if gathers else None,
-            *opened(gathers, gather_parents, len(messages) + 1),
+            *opened(gathers, len(messages) + 1),
         )
 
 

@@ -1,16 +1,14 @@
 -- What people do to queues, messages and runs. Each verb is one call and one transaction; those that may touch millions are called in pieces by the engine.
 --
--- Every function gives exactly one row, so that the engine can read beside it what was woken. A NULL (or false) in it is an expected refusal. Rows of `blocked` are never changed in place, always taken out and put
--- back: whoever waited for one finds it gone and looks again.
+-- Every function gives exactly one row, so that the engine can read beside it what was woken. A NULL (or false) in it is an expected refusal.
+-- Rows of `blocked` are never changed in place here, always taken out and put back: whoever waited for one finds it gone and looks again.
 
--- Lock all that these messages stand on, in the order every verb keeps: their rows, their lanes (also those of the same groups in queue p_goal), their runs.
--- Returns the runs, to be judged at the end. A row that moves meanwhile may stay unlocked: this prevents deadlocks, `_remove` decides.
-CREATE FUNCTION beltline._hold(p_ids uuid[], p_goal int DEFAULT NULL) RETURNS uuid[] LANGUAGE plpgsql AS $$
+-- Lock all that these messages stand on, in the order a settle comes by: leases (and the dead), lanes (also those of the same groups in queue
+-- p_goal), then what whoever holds a lane may put in its place, then runs (unless nothing ends). Returns the runs, to be judged at the end.
+-- A row that moves meanwhile may stay unlocked: this prevents deadlocks, `_remove` decides.
+CREATE FUNCTION beltline._hold(p_ids uuid[], p_goal int DEFAULT NULL, p_with_runs boolean DEFAULT true) RETURNS uuid[] LANGUAGE plpgsql AS $$
 DECLARE v_lane record; v_grouped uuid[]; v_runs uuid[];
 BEGIN
-  PERFORM FROM beltline.ready WHERE id = ANY(p_ids) ORDER BY id FOR UPDATE;
-  PERFORM FROM beltline.delayed WHERE id = ANY(p_ids) ORDER BY id FOR UPDATE;
-  PERFORM FROM beltline.blocked WHERE id = ANY(p_ids) ORDER BY id FOR UPDATE;
   PERFORM FROM beltline.lease WHERE id = ANY(p_ids) ORDER BY id FOR UPDATE;
   PERFORM FROM beltline.dead WHERE id = ANY(p_ids) ORDER BY id FOR UPDATE;
   SELECT array_agg(id) FILTER (WHERE flags & 1 <> 0), array_agg(DISTINCT run) FILTER (WHERE flags & 2 <> 0) INTO v_grouped, v_runs
@@ -25,7 +23,10 @@ BEGIN
       PERFORM beltline._lanes(v_lane.queue, v_lane.groups);
     END LOOP;
   END IF;
-  PERFORM beltline._runs(v_runs) WHERE v_runs IS NOT NULL;
+  PERFORM FROM beltline.blocked WHERE id = ANY(p_ids) ORDER BY id FOR UPDATE;
+  PERFORM FROM beltline.delayed WHERE id = ANY(p_ids) ORDER BY id FOR UPDATE;
+  PERFORM FROM beltline.ready WHERE id = ANY(p_ids) ORDER BY id FOR UPDATE;
+  PERFORM beltline._runs(v_runs) WHERE p_with_runs AND v_runs IS NOT NULL;
   RETURN v_runs;
 END $$;
 
@@ -75,7 +76,8 @@ CREATE FUNCTION beltline._lighter(p_queue int) RETURNS void LANGUAGE sql AS $$ S
 
 -- Dead letters that match (NULL: any), behind place p_after, first sent first. Planned anew each time: what is NULL drops out of the plan.
 CREATE FUNCTION beltline._dead(
-  p_ids uuid[], p_queues text[], p_tasks text[], p_runs uuid[], p_group bytea, p_error text, p_sent_from bigint, p_sent_before bigint, p_after bigint, p_limit int,
+  p_ids uuid[], p_queues text[], p_tasks text[], p_runs uuid[], p_group bytea, p_error text, p_sent_from bigint, p_sent_before bigint,
+  p_after bigint, p_limit int,
   OUT ids uuid[], OUT last bigint) LANGUAGE plpgsql AS $$
 BEGIN
   EXECUTE $sql$
@@ -148,6 +150,7 @@ BEGIN
   IF v_n IS NULL THEN
     RETURN NULL;
   END IF;
+  PERFORM beltline._unsealed(seal, 0) FROM beltline.clock;
   UPDATE beltline.queue SET paused = p_paused WHERE n = v_n AND paused <> p_paused;
   PERFORM beltline._woken(v_n);
   RETURN p_paused;
@@ -207,7 +210,7 @@ END $$;
 CREATE FUNCTION beltline.hurry(p_now bigint, p_ids uuid[]) RETURNS int LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_now bigint := beltline._now(p_now); v_count int := 0; v_id uuid; f beltline.fact; v_group bytea;
 BEGIN
-  PERFORM beltline._hold(p_ids);
+  PERFORM beltline._hold(p_ids, NULL, false);
   FOR v_id IN SELECT id FROM beltline.body WHERE id = ANY(p_ids) ORDER BY seq LOOP
     f := beltline._find(v_id);
     CONTINUE WHEN f.state IS DISTINCT FROM 0 OR f.since <= v_now;
@@ -257,7 +260,8 @@ BEGIN
     END IF;
     v_queue := f.queue;
     v_to := coalesce(v_goal, v_queue);
-    f.state := 1; f.queue := v_to; f.rank := beltline._rank(v_to, v_now, b.prio); f.since := v_now; f.failed := 0; f.lost := 0; f.why := NULL; f.expires := NULL;
+    f.state := 1; f.queue := v_to; f.rank := beltline._rank(v_to, v_now, b.prio); f.since := v_now;
+    f.failed := 0; f.lost := 0; f.why := NULL; f.expires := NULL;
     IF v_to = v_queue THEN
       PERFORM beltline._moved(v_to, 4, 1);
     ELSE
@@ -292,7 +296,9 @@ END $$;
 CREATE FUNCTION beltline.edit(p_now bigint, p_id uuid, p_body bytea) RETURNS smallint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_now bigint := beltline._now(p_now); f beltline.fact; v_size int;
 BEGIN
-  PERFORM beltline._hold(ARRAY[p_id]);
+  PERFORM FROM beltline.dead WHERE id = p_id FOR UPDATE;
+  PERFORM FROM beltline.blocked WHERE id = p_id FOR UPDATE;
+  PERFORM FROM beltline.delayed WHERE id = p_id FOR UPDATE;
   f := beltline._find(p_id);
   IF f.state = 4 OR f.state = 0 AND f.since > v_now THEN
     IF p_body IS NOT NULL THEN
@@ -311,6 +317,7 @@ CREATE FUNCTION beltline.progress(p_ids uuid[], p_epochs int[], p_values bytea[]
   SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_held uuid[]; v_answers boolean[];
 BEGIN
+  PERFORM beltline._unsealed(seal, 1) FROM beltline.clock;
   SELECT array_agg(id) INTO v_held FROM (
     SELECT l.id FROM beltline.lease l JOIN unnest(p_ids, p_epochs) AS n(id, epoch) ON n.id = l.id AND n.epoch = l.epoch ORDER BY l.id FOR KEY SHARE OF l) held;
   WITH notes AS (
@@ -324,7 +331,8 @@ BEGIN
 END $$;
 
 CREATE FUNCTION beltline.beat(p_now bigint, p_id text, p_data bytea) RETURNS void LANGUAGE sql AS $$
-  INSERT INTO beltline.worker(id, seen, data) VALUES (p_id, beltline._now(p_now), p_data) ON CONFLICT (id) DO UPDATE SET seen = EXCLUDED.seen, data = EXCLUDED.data
+  INSERT INTO beltline.worker(id, seen, data) VALUES (p_id, beltline._now(p_now, 1), p_data)
+    ON CONFLICT (id) DO UPDATE SET seen = EXCLUDED.seen, data = EXCLUDED.data
 $$;
 
 CREATE FUNCTION beltline.forget(p_now bigint, p_id text) RETURNS void LANGUAGE sql AS $$ DELETE FROM beltline.worker WHERE id = p_id $$;

@@ -4,14 +4,18 @@
 -- be kept: PostgreSQL then ends one of the two transactions (40P01), nothing of it has happened, and the engine repeats it.
 
 -- The engine's time. Never behind `last`; when the clock of the server was set back, `skew` makes up for it and time goes on at its pace. `last` is noted once
--- a second, and never waited for. p_now: the clock of a test, noted always.
-CREATE FUNCTION beltline._now(p_now bigint) RETURNS bigint LANGUAGE plpgsql AS $$
+-- a second, and never waited for. p_now: the clock of a test, noted always. p_allowed: the highest seal of a move under which the caller may go on.
+CREATE FUNCTION beltline._now(p_now bigint, p_allowed int DEFAULT 0) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
   v_raw bigint := coalesce(p_now, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint);
   v_grain bigint := CASE WHEN p_now IS NULL THEN 1000 ELSE 0 END;
-  v_last bigint; v_skew bigint;
+  v_last bigint; v_skew bigint; v_seal int;
 BEGIN
-  SELECT last, skew INTO v_last, v_skew FROM beltline.clock;
+  IF current_setting('synchronous_commit') = 'off' AND current_setting('beltline.durability', true) IS DISTINCT FROM 'os' THEN
+    PERFORM set_config('synchronous_commit', 'on', true);   -- turned off since the engine looked: what is stored here is promised to be durable
+  END IF;
+  SELECT last, skew, seal INTO v_last, v_skew, v_seal FROM beltline.clock;
+  PERFORM beltline._unsealed(v_seal, p_allowed) WHERE v_seal > p_allowed;
   IF v_raw + v_skew < v_last - 2 * v_grain THEN   -- less is the haste of two backends, not a clock that was set back
     UPDATE beltline.clock SET skew = last - v_raw WHERE v_raw + skew < last - 2 * v_grain;
     RETURN v_last;
@@ -26,6 +30,16 @@ END $$;
 CREATE FUNCTION beltline._time(p_now bigint) RETURNS bigint LANGUAGE sql VOLATILE AS $$
   SELECT greatest(coalesce(p_now, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) + skew, last) FROM beltline.clock
 $$;
+
+CREATE FUNCTION beltline._seal() RETURNS text LANGUAGE sql STABLE AS $$ SELECT coalesce((SELECT value FROM beltline.meta WHERE key = 'seal'), '') $$;
+
+-- Refuse what a move forbids, unless this is the mover's own transaction.
+CREATE FUNCTION beltline._unsealed(p_seal int, p_allowed int) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  IF p_seal > p_allowed AND p_seal::text IS DISTINCT FROM current_setting('beltline.mover', true) THEN
+    RAISE EXCEPTION 'the queues are moving' USING ERRCODE = 'BL002', DETAIL = beltline._seal();
+  END IF;
+END $$;
 
 CREATE FUNCTION beltline._count(p_queue int, p_ready int, p_delayed int, p_leased int, p_dead int, p_done int, p_parked int) RETURNS void LANGUAGE sql AS $$
   INSERT INTO beltline.delta(queue, ready, delayed, leased, dead, done, parked) VALUES (p_queue, p_ready, p_delayed, p_leased, p_dead, p_done, p_parked)

@@ -13,7 +13,8 @@
 CREATE TABLE beltline.meta(key text PRIMARY KEY, value text NOT NULL);
 CREATE SEQUENCE beltline.place;
 CREATE SEQUENCE beltline.hand_out;
-CREATE TABLE beltline.clock(one boolean PRIMARY KEY DEFAULT true CHECK (one), last bigint NOT NULL, skew bigint NOT NULL);
+CREATE TABLE beltline.clock(one boolean PRIMARY KEY DEFAULT true CHECK (one), last bigint NOT NULL, skew bigint NOT NULL,
+  seal smallint NOT NULL DEFAULT 0);   -- Level of engines/moving.py: which verbs a move forbids. Here, because every verb reads this row anyway
 CREATE TABLE beltline.name(n int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, text text NOT NULL UNIQUE);   -- of workers
 
 CREATE TABLE beltline.queue(
@@ -124,3 +125,4 @@ CREATE TABLE beltline.tally(
 CREATE TABLE beltline.worker(id text PRIMARY KEY, seen bigint NOT NULL, data bytea NOT NULL);
 
 INSERT INTO beltline.clock(last, skew) VALUES (0, 0);
+INSERT INTO beltline.meta(key, value) VALUES ('store', gen_random_uuid()::text);   -- which Beltline this is, wherever it is reached from

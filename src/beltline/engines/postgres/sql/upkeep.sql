@@ -1,7 +1,7 @@
 -- What nobody waits for: what receives would do anyway, the end of history, and the sums of the counters. All in pieces, none ever needed for correctness.
 --
--- The memory of an id goes over from `body` to `known` in two calls: one puts it into `known`, a later one deletes its body. So a send that repeats it, however
--- long it is under way, finds it in one of the two. Until its body is gone, `ended` stands in `known` as ~ended, which is below 0: these are found by the index.
+-- The memory of an id goes over from `body` to `known` in two calls: one puts it into `known`, a later one deletes its body. So a send that repeats it
+-- finds it in one of the two. Until its body is gone, `ended` stands in `known` as ~ended, which is below 0: these are found by the index.
 
 -- Queues that time has something for: the engine calls `sweep` for each.
 CREATE FUNCTION beltline.to_sweep(p_now bigint) RETURNS int[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
@@ -56,7 +56,8 @@ BEGIN
 END $$;
 
 -- One piece: at most p_limit of each kind. count: messages, runs, results and keys that were dropped; more: some kind filled its piece.
-CREATE FUNCTION beltline.retain(p_now bigint, p_history bigint, p_limit int, OUT count int, OUT more boolean) LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+CREATE FUNCTION beltline.retain(p_now bigint, p_history bigint, p_limit int, OUT count int, OUT more boolean) LANGUAGE plpgsql
+  SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_now bigint := beltline._now(p_now); v_old bigint := v_now - p_history; v_forget bigint := v_now - 24 * 3600 * 1000;
   v_ids uuid[]; v_forgotten uuid[]; v_count int;

@@ -169,7 +169,7 @@ BEGIN
 END $$;
 
 -- No row: all are stored. code 1: this id was sent before; 2: `id` stands for it by its dedup key; 10: queue `text` is not declared; 11: queue `text` is full (its
--- bound is `number`): nothing is written. Ids in one call differ. The last p_templates items are what gathers send. p_guest: in a transaction of the user's.
+-- bound is `number`); 12: the queues are moving, `text` is the seal: nothing is written. Ids in one call differ. The last p_templates items are what gathers send. p_guest: in a transaction of the user's.
 CREATE FUNCTION beltline.send(p_now bigint, p_guest boolean, p_queues text[], p_tasks text[], p_chains text[], p_templates int,
   p_id uuid[], p_queue int[], p_task int[], p_prio smallint[], p_due bigint[], p_delay bigint[], p_expires bigint[], p_group bytea[], p_dedup bytea[],
   p_dedup_ms bigint[], p_run uuid[], p_chain int[], p_gather uuid[], p_part int[], p_head bytea[], p_body bytea[],
@@ -183,6 +183,10 @@ DECLARE
 BEGIN
   IF p_guest THEN   -- what this transaction stores is promised to be durable
     PERFORM set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN ('off', 'local');
+    IF (SELECT seal FROM beltline.clock) > 0 THEN
+      RETURN NEXT (12, 0, NULL, beltline._seal(), NULL)::beltline.answer;
+      RETURN;
+    END IF;
   END IF;
   IF array_position(v_queues, NULL) IS NOT NULL THEN
     RETURN NEXT (10, 0, NULL, p_queues[array_position(v_queues, NULL)], NULL)::beltline.answer;
@@ -440,30 +444,35 @@ BEGIN
   END IF;
 END $$;
 
--- Acks of a run in one go: no group, no part, no gathers. p_ids: the messages, p_ords: their places in the batch. Their rows in `done` are written.
-CREATE FUNCTION beltline._pass(p_now bigint, p_ids uuid[], p_ords int[], p_ended smallint[], p_result bytea[], p_ttl bigint[], p_then beltline.item[]) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE v_runs uuid[]; v_up boolean; v_then beltline.item[] := p_then; v_new beltline.item[];
+-- Acks in one go: no group, no part, no gathers. p_ids: the messages, p_ords: their places in the batch. Their rows in `done` are written. Returns runs to be judged.
+CREATE FUNCTION beltline._pass(p_now bigint, p_ids uuid[], p_ords int[], p_ended smallint[], p_result bytea[], p_ttl bigint[], p_then beltline.item[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
+DECLARE v_runs uuid[]; v_mine uuid[]; v_others uuid[]; v_then beltline.item[] := p_then; v_new beltline.item[];
 BEGIN
   SELECT array_agg(b.run ORDER BY i.ord) INTO v_runs FROM unnest(p_ids) WITH ORDINALITY AS i(id, ord) JOIN beltline.body b ON b.id = i.id;
-  PERFORM beltline._runs(v_runs);
-  SELECT bool_or(state >= 3) INTO v_up FROM beltline.run WHERE id = ANY(v_runs);
-  IF v_up THEN   -- what they would hand on is dropped
-    SELECT array_agg(ROW(t.*)::beltline.item ORDER BY t.ord) INTO v_then FROM unnest(p_then) t
-      WHERE NOT EXISTS (SELECT FROM unnest(v_runs, p_ords) r(run, ord) JOIN beltline.run u ON u.id = r.run WHERE r.ord = t.ord AND u.state >= 3);
+  v_mine := array_remove(v_runs, NULL);
+  IF v_mine <> '{}' THEN
+    PERFORM beltline._runs(v_mine);
+    IF p_then IS NOT NULL AND EXISTS (SELECT FROM beltline.run WHERE id = ANY(v_mine) AND state >= 3) THEN   -- what they would hand on is dropped
+      SELECT array_agg(ROW(t.*)::beltline.item ORDER BY t.ord) INTO v_then FROM unnest(p_then) t
+        WHERE NOT EXISTS (SELECT FROM unnest(v_runs, p_ords) r(run, ord) JOIN beltline.run u ON u.id = r.run WHERE r.ord = t.ord AND u.state >= 3);
+    END IF;
   END IF;
   IF v_then IS NOT NULL THEN
     v_new := beltline._only(v_then, beltline._store(p_now, v_then));
     PERFORM beltline._woken(queue) FROM (SELECT DISTINCT queue FROM unnest(v_new)) q;
+    IF EXISTS (SELECT FROM unnest(v_new) WHERE run IS NOT NULL AND NOT run = ANY(v_mine)) THEN
+      v_others := beltline._enter(p_now, (SELECT array_agg(ROW(n.*)::beltline.item) FROM unnest(v_new) n WHERE NOT run = ANY(v_mine)));
+    END IF;
   END IF;
-  IF EXISTS (SELECT FROM unnest(v_new) WHERE run IS NOT NULL AND NOT run = ANY(v_runs)) THEN
-    PERFORM beltline._judge(p_now, beltline._enter(p_now, (SELECT array_agg(ROW(n.*)::beltline.item) FROM unnest(v_new) n WHERE NOT run = ANY(v_runs))));
+  IF v_mine = '{}' THEN
+    RETURN v_others;
   END IF;
   -- A linear hand-off, one gone and one come, changes nothing in its run, so nothing is written.
   WITH net AS (
     SELECT run, sum(change) AS change, max(ended) AS ended, (array_agg(result) FILTER (WHERE result IS NOT NULL))[1] AS result,
         (array_agg(ttl) FILTER (WHERE result IS NOT NULL))[1] AS ttl FROM (
-      SELECT r.run, -1 AS change, p_ended[r.ord] AS ended, p_result[r.ord] AS result, p_ttl[r.ord] AS ttl FROM unnest(v_runs, p_ords) r(run, ord)
-      UNION ALL SELECT n.run, 1, NULL, NULL, NULL FROM unnest(v_new) n WHERE n.run = ANY(v_runs)) changes
+      SELECT r.run, -1 AS change, p_ended[r.ord] AS ended, p_result[r.ord] AS result, p_ttl[r.ord] AS ttl FROM unnest(v_runs, p_ords) r(run, ord) WHERE r.run IS NOT NULL
+      UNION ALL SELECT n.run, 1, NULL, NULL, NULL FROM unnest(v_new) n WHERE n.run = ANY(v_mine)) changes
     GROUP BY run),
   judged AS (
     SELECT u.id, u.counted AS before, n.change, n.ended, CASE WHEN u.state < 3 THEN n.result END AS result, n.ttl,
@@ -478,6 +487,7 @@ BEGIN
     SELECT chain, state, sum(change) FROM (
       SELECT chain, state, 1 AS change FROM written WHERE state <> before UNION ALL SELECT chain, before, -1 FROM written WHERE state <> before AND before >= 0) changes
     GROUP BY chain, state HAVING sum(change) <> 0;
+  RETURN v_others;
 END $$;
 
 -- A mixed batch: op 0 ack, 1 retry, 2 release, 3 dead-letter. `done`: the places of those that took effect; a receipt that is not among them had lost its lease and has
@@ -492,16 +502,21 @@ CREATE FUNCTION beltline.settle(p_now bigint, p_guest boolean, s_id uuid[], s_ep
   RETURNS TABLE(done int[], woken text, refused text) LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-  v_now bigint := CASE WHEN p_guest THEN beltline._time(p_now) ELSE beltline._now(p_now) END;
+  v_now bigint := CASE WHEN p_guest THEN beltline._time(p_now) ELSE beltline._now(p_now, 1) END;
   v_queues int[] := beltline._queues(p_queues);
   v_items beltline.item[]; v_gathers beltline.opened[]; v_then beltline.item[];
-  v_done int[]; v_runs uuid[]; v_plain int[]; v_chain uuid[]; v_chain_ord int[]; v_rest beltline.fact[]; v_rest_ord int[]; f beltline.fact; o int;
-  v_lost boolean; v_run uuid; v_mine beltline.opened[];
+  v_done int[]; v_runs uuid[]; v_rest beltline.fact[]; v_ord int[]; v_fast boolean[]; f beltline.fact; o int; i int := 1; j int;
+  v_ended smallint[] := coalesce(s_ended, array_fill(1::smallint, ARRAY[coalesce(cardinality(s_id), 0)]));
+  v_lost boolean; v_mine beltline.opened[];
 BEGIN
   IF p_guest THEN
     PERFORM set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN ('off', 'local');
   END IF;
   PERFORM set_config('beltline.woken', '', true);
+  IF p_guest AND (SELECT seal FROM beltline.clock) > 1 THEN   -- the queues have moved: this delivery is over
+    RETURN QUERY SELECT '{}'::int[], '', NULL::text;
+    RETURN;
+  END IF;
   IF array_position(v_queues, NULL) IS NOT NULL THEN
     RETURN QUERY SELECT '{}'::int[], '', p_queues[array_position(v_queues, NULL)];
     RETURN;
@@ -525,35 +540,34 @@ BEGIN
       SELECT id, v_now, started, seq, CASE WHEN flags & 2 = 0 AND result IS NOT NULL THEN v_now + ttl END, queue, epoch, failed, lost, worker, ran, outcome, flags, note, error,
         CASE WHEN flags & 2 = 0 THEN result END FROM gone WHERE simple),
   counted AS (INSERT INTO beltline.delta SELECT queue, 0, 0, -count(*), 0, count(*), 0 FROM gone WHERE simple GROUP BY queue)
-  SELECT array_agg(ord), array_agg(ord) FILTER (WHERE simple AND flags & 2 = 0), array_agg(id) FILTER (WHERE simple AND flags & 2 <> 0),
-      array_agg(ord) FILTER (WHERE simple AND flags & 2 <> 0), array_agg(ord ORDER BY ord) FILTER (WHERE NOT simple),
-      array_agg(ROW(2, false, queue, seq, id, rank, since, epoch, failed, lost, flags, NULL, NULL, error, due, started, worker)::beltline.fact ORDER BY ord) FILTER (WHERE NOT simple)
-    INTO v_done, v_plain, v_chain, v_chain_ord, v_rest_ord, v_rest FROM gone;
+  SELECT array_agg(ord), array_agg(ord ORDER BY ord) FILTER (WHERE rest), array_agg(simple ORDER BY ord) FILTER (WHERE rest),
+      array_agg(ROW(2, false, queue, seq, id, rank, since, epoch, failed, lost, flags, NULL, NULL, error, due, started, worker)::beltline.fact ORDER BY ord) FILTER (WHERE rest)
+    INTO v_done, v_ord, v_fast, v_rest FROM (SELECT *, NOT simple OR flags & 2 <> 0 OR ord = ANY(p_parent) AS rest FROM gone) g;
   IF EXISTS (SELECT FROM beltline.asked) THEN   -- an ack stands
-    DELETE FROM beltline.asked WHERE id = ANY(s_id) AND NOT EXISTS (SELECT FROM beltline.lease l WHERE l.id = asked.id)
-      AND NOT id IN (SELECT r.id FROM unnest(v_rest) r);
+    DELETE FROM beltline.asked a WHERE a.id IN (SELECT s_id[d] FROM unnest(v_done) d WHERE coalesce(s_op[d], 0) = 0);
   END IF;
-  IF v_items IS NOT NULL AND v_plain IS NOT NULL THEN
-    SELECT array_agg(ROW(i.*)::beltline.item ORDER BY i.ord) INTO v_then FROM unnest(v_items) i WHERE i.ord = ANY(v_plain);
-    IF v_then IS NOT NULL THEN
-      PERFORM beltline._hand_on(v_now, v_then);
-      SELECT array_agg(run) INTO v_runs FROM unnest(v_then) WHERE run IS NOT NULL;
+  -- In the order given: one that fails its run takes away what later ones would hand on. Neighbours that are simple go together.
+  WHILE i <= coalesce(cardinality(v_rest), 0) LOOP
+    IF v_fast[i] THEN
+      j := i;
+      WHILE j < cardinality(v_rest) AND v_fast[j + 1] LOOP
+        j := j + 1;
+      END LOOP;
+      v_then := v_items;
+      IF i > 1 OR j < cardinality(v_rest) OR cardinality(v_done) < cardinality(s_id) THEN
+        SELECT array_agg(ROW(t.*)::beltline.item) INTO v_then FROM unnest(v_items) t WHERE t.ord = ANY(v_ord[i : j]);
+      END IF;
+      v_runs := v_runs || beltline._pass(v_now, ARRAY(SELECT r.id FROM unnest(v_rest[i : j]) r), v_ord[i : j], v_ended, s_result, s_ttl, v_then);
+      i := j + 1;
+      CONTINUE;
     END IF;
-  END IF;
-  IF v_chain IS NOT NULL THEN
-    v_then := v_items;
-    IF v_items IS NOT NULL AND cardinality(v_chain_ord) < cardinality(s_id) THEN
-      SELECT array_agg(ROW(i.*)::beltline.item) INTO v_then FROM unnest(v_items) i WHERE i.ord = ANY(v_chain_ord);
-    END IF;
-    PERFORM beltline._pass(v_now, v_chain, v_chain_ord, coalesce(s_ended, array_fill(1::smallint, ARRAY[cardinality(s_id)])), s_result, s_ttl, v_then);
-  END IF;
-  FOR i IN 1..coalesce(cardinality(v_rest), 0) LOOP
     f := v_rest[i];
-    o := v_rest_ord[i];
-    v_lost := coalesce(s_lost[o], false);
+    o := v_ord[i];
+    i := i + 1;
     IF f.flags & 2 <> 0 THEN
       SELECT array_append(v_runs, run) INTO v_runs FROM beltline.body WHERE id = f.id;
     END IF;
+    v_lost := coalesce(s_lost[o], false);
     CASE coalesce(s_op[o], 0)
     WHEN 0 THEN
       SELECT array_agg(ROW(t.*)::beltline.item) INTO v_then FROM unnest(v_items) t WHERE t.ord = o;
@@ -592,7 +606,7 @@ END $$;
 CREATE FUNCTION beltline.renew(p_now bigint, p_id uuid[], p_epoch int[], p_lease bigint) RETURNS TABLE(place int, asked boolean) LANGUAGE plpgsql
   SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
-DECLARE v_until bigint := beltline._now(p_now) + p_lease;
+DECLARE v_until bigint := beltline._now(p_now, 1) + p_lease;
 BEGIN
   RETURN QUERY
     WITH held AS (
