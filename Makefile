@@ -53,8 +53,8 @@ format: .venv-test ## let ruff format and repair what it can
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-bench: .venv-test ## measure on this machine
-	@$(PY) -m bench $(ARGS)
+bench: .venv-test ## measure on this machine (ENGINE=postgres, ENGINE=postgresql://…; ARGS="--only drain")
+	@$(PY) -m bench $(if $(ENGINE),--engine '$(ENGINE)') $(ARGS)
 
 chaos: .venv-test ## kill real processes for a while and check the history
 	@$(PY) -m tests.system.chaos $(ARGS)

@@ -1,5 +1,6 @@
 """What every figure needs: a fresh store, shared marks, a worker in its own processes, and one line of JSON at the end."""
 
+import argparse
 import json
 import mmap
 import os
@@ -58,14 +59,27 @@ class Place:
 
 @contextmanager
 def place(url: str, durability: str, slots: int) -> Iterator[Place]:
-    """`url` "" = a fresh SQLite file."""
-    with tempfile.TemporaryDirectory(prefix="beltline-bench-") as name:
-        folder = Path(name)
-        made = Place(folder, url or f"sqlite:///{folder}/bench.db", durability, slots)
+    """`url` "" = a fresh SQLite file; postgresql://… = a fresh schema there, dropped afterwards."""
+    with tempfile.TemporaryDirectory(prefix="beltline-bench-") as name, fresh(url or f"sqlite:///{name}/bench.db") as store:
+        made = Place(Path(name), store, durability, slots)
         try:
             yield made
         finally:
             made.marks.close()
+
+
+@contextmanager
+def fresh(url: str) -> Iterator[str]:
+    """A store with nothing in it at this URL."""
+    if not url.startswith("postgres"):
+        yield url
+        return
+    import psycopg
+
+    schema = f"bench_{time.time_ns()}"
+    yield f"{url}{'&' if '?' in url else '?'}schema={schema}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"SET client_min_messages = warning; DROP SCHEMA IF EXISTS {schema} CASCADE")
 
 
 @contextmanager
@@ -94,6 +108,10 @@ def python(at: Place, code: str) -> str:
     if done.returncode:
         raise RuntimeError(done.stderr)
     return done.stdout
+
+
+def settings(given: argparse.Namespace, **more: object) -> dict[str, object]:
+    return {"engine": given.shown, "durability": given.durability, **more}
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -33,7 +33,7 @@ Greeting = Callable[[Connection], Awaitable[bool]]
 REPEATS = 30  # of one statement that met a deadlock; each time there is one transaction less in the way
 PAUSE_S = 0.005
 STOP_S = 1.0  # for a server that is asked to stop a statement, and as long again for its answer
-CLOSE_S = 10.0  # for what is under way when the engine is closed
+CLOSE_S = 5.0  # for what is under way when the engine is closed
 GONE_S = 0.5  # for what has lost its connection to notice
 
 
@@ -83,11 +83,12 @@ class Patience:
 class Desk:
     """Made in the loop whose it is. `greet` checks every new connection and raises what is wrong with it; it says whether the session behind it is ours alone."""
 
-    def __init__(self, address: Address, greet: Greeting) -> None:
+    def __init__(self, address: Address, greet: Greeting, recheck: Callable[[Connection], Awaitable[None]] | None = None) -> None:
         self.closed = False
         self.pooled = False  # somebody between us and the server hands sessions out by the transaction
         self._address = address
         self._greet = greet
+        self._recheck = recheck  # raises what it means that a function or table is not there any more
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
         self._free = asyncio.Semaphore(address.pool)
@@ -119,6 +120,7 @@ class Desk:
                 else:
                     self._give(connection)
                 if what is trouble.Remedy.NONE or repeat == REPEATS - 1:
+                    await self._look_for(error)
                     raise trouble.asking(error, self._address.shown, self._address.schema) from error
                 await asyncio.sleep(PAUSE_S * random.random() * (repeat + 1))  # noqa: S311 - jitter
             except BaseException:
@@ -132,6 +134,17 @@ class Desk:
                 return rows
         raise AssertionError("the last repeat raises")
 
+    async def _look_for(self, error: psycopg.Error) -> None:
+        if self._recheck is None or not trouble.missing(error):
+            return
+        connection = await self.connect()
+        try:
+            await self._recheck(connection)
+        except psycopg.Error:
+            return  # the first error says enough
+        finally:
+            await self.discard(connection)
+
     def patience(self, connection: Connection, seconds: float | None = None) -> Patience:
         """`with` it, whoever waits for this connection waits at most so long (None: ?timeout=) and a little; then he gets an error of psycopg."""
         return Patience(self, connection, self._address.timeout_s if seconds is None else seconds)
@@ -142,6 +155,9 @@ class Desk:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if task.cancelled() and caller is not None and not caller.cancelling():
+                raise self.cut_short() from None
             if undo is not None:
                 task.add_done_callback(lambda done: self._undo(done, undo))
             raise
@@ -152,6 +168,10 @@ class Desk:
         work = undo(task.result())
         if work is not None:
             self.own(work)
+
+    def cut_short(self) -> EngineUnavailable:
+        """For whoever was waiting when the engine was closed and the server silent."""
+        return EngineUnavailable(f"The engine was closed before {self._address.shown} answered.", effect="unknown")
 
     def own(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         task = asyncio.get_running_loop().create_task(work)
@@ -185,8 +205,6 @@ class Desk:
         return connection
 
     async def _take(self) -> Connection:
-        if self.closed:
-            raise HandleMisused("The PostgreSQL engine is closed.", help="Nothing may be asked after close().")
         try:
             async with asyncio.timeout(self._address.timeout_s):
                 await self._free.acquire()
@@ -195,6 +213,8 @@ class Desk:
                 f"All {self._address.pool} connections to {self._address.shown} are busy.", effect="none", help="?pool= sets their number."
             ) from None
         try:
+            if self.closed:
+                raise HandleMisused("The PostgreSQL engine is closed.", help="Nothing may be asked after close().")
             while self._idle:
                 connection = self._idle.pop()
                 if not connection.closed and _alive(connection):

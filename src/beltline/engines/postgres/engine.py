@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from math import inf
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from beltline.core.message import Delivery, Gather, Message, Receipt
 from beltline.core.names import MessageId, QueueName, RunId, WorkerId
 from beltline.core.outcome import Ack, Release, Sent, Settled, Settlement
 from beltline.core.queues import Counts, QueueSpec
-from beltline.core.views import GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, WorkerView
+from beltline.core.views import GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, SchemaView, WorkerView
 from beltline.engines.moving import MovedPage, Seal, Section
 from beltline.engines.postgres import browsing, control, moving, schema, trouble, wire
 from beltline.engines.postgres.address import Address
@@ -58,7 +58,8 @@ class PostgresEngine:
     name = "postgresql"
 
     def __init__(
-        self, url: str, *, durability: Durability = Durability.DISK, clock: Clock | None = None, max_body: int = MAX_BODY_BYTES, shown: str = ""
+        self, url: str, *, durability: Durability = Durability.DISK, clock: Clock | None = None, max_body: int = MAX_BODY_BYTES, shown: str = "",
+        history: schema.History | None = None,
     ) -> None:
         limits.integer("max_body", max_body, least=1, most=limits.MAX_BODY_CEILING)
         self.address: Address = read_address(url, shown or url)
@@ -66,6 +67,7 @@ class PostgresEngine:
             send_batch=inf, send_atomic=inf, receive_batch=inf, settle_atomic=inf, max_body=max_body, durability=Durability(durability)
         )
         self._max_body = max_body
+        self._history = history or schema.history()
         self._clock = clock
         self._open = False
         self._pid = os.getpid()
@@ -88,9 +90,9 @@ class PostgresEngine:
             with place.desk.patience(connection, max(self.address.timeout_s, SET_UP_S)):
                 found = await schema.version(connection, self.address.schema)
                 if found == (0, 0):
-                    await schema.migrate(connection, self.address)
+                    await schema.migrate(connection, self.address, self._history)
                     found = await schema.version(connection, self.address.schema)
-            schema.check(found, self.address)
+            schema.check(found, self.address, self._history)
             [[self.store]] = await (await connection.execute(f"SELECT value FROM {self.address.schema}.meta WHERE key = 'store'")).fetchall()
         except psycopg.Error as error:
             await self._leave(asyncio.get_running_loop(), place)
@@ -153,7 +155,7 @@ class PostgresEngine:
         loop = asyncio.get_running_loop()
         place = self._places.get(loop)
         if place is None:
-            place = _Place(Desk(self.address, self._greet), Sends(self._send_now))
+            place = _Place(Desk(self.address, self._greet, self._recheck), Sends(self._send_now))
             with self._lock:
                 self._places[loop] = place
                 for other in [other for other in self._places if other.is_closed()]:  # a loop that ended without closing the engine
@@ -460,6 +462,34 @@ class PostgresEngine:
 
     async def workers(self) -> list[WorkerView]:
         return await browsing.workers(self._ask, self.now_ms)
+
+    # ------------------------------------------------------------------------------------------------------ Migratable
+    async def schema(self) -> SchemaView:
+        return await self._aside(self._look_at_schema)
+
+    async def _look_at_schema(self, connection: Connection) -> SchemaView:
+        have, min_reader = await schema.version(connection, self.address.schema)
+        missing = tuple(step.name for step in self._history.missing(have))
+        return SchemaView(have=have, newest=self._history.newest, oldest=self._history.oldest, min_reader=min_reader, missing=missing)
+
+    async def migrate(self, *, wait_s: float = 60.0, tell: Callable[[str], None] = lambda _: None) -> list[str]:
+        return await self._aside(lambda connection: schema.migrate(connection, self.address, self._history, wait_s=wait_s, tell=tell))
+
+    async def _aside(self, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+        """On a connection of its own, whether the engine is open or not."""
+        self._check_process()
+        desk = Desk(self.address, self._greet)
+        try:
+            connection = await desk.connect()
+            return await work(connection)
+        except psycopg.Error as error:
+            raise trouble.asking(error, self.address.shown, self.address.schema) from error
+        finally:
+            await desk.close()
+
+    async def _recheck(self, connection: Connection) -> None:
+        """A function is not there: was the schema changed under this process? Raises EngineTooNew, EngineTooOld."""
+        schema.check(await schema.version(connection, self.address.schema), self.address, self._history)
 
     # --------------------------------------------------------------------------------------------------------- Movable
     @property

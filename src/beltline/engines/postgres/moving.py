@@ -113,7 +113,9 @@ async def _gathers(ask: Ask, after: str, limit: int) -> MovedPage:
         (wire.ids(row[1] for row in rows),),
     ):
         parts.setdefault(id, []).append((part, dead, value))
-    things: list[Moved] = [MovedGather(*row[1:], tuple(parts.get(row[1], ()))) for row in rows]
+    things: list[Moved] = [
+        MovedGather(id, run, missing, dead, fired, data, tuple(parts.get(id, ()))) for _, id, run, missing, dead, fired, data in rows
+    ]
     return _page(Section.GATHERS, things, limit, lambda: rows[-1][0])
 
 

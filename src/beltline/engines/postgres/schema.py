@@ -1,24 +1,34 @@
 """The tables and functions, their versions, and how an older schema becomes a newer one.
 
 A migration is a name and SQL. *expand* steps leave processes of the version before working: they add; functions keep their signatures or get new names beside the
-old ones. *contract* steps take away what the version before needed, and raise `min_reader`: a process whose SCHEMA is below it refuses to start (EngineTooNew).
-A process works with every schema from OLDEST on, so that it may be started before the migration; what is new in it waits until the step was taken.
+old ones. *contract* steps take away what the version before needed, and raise `min_reader`: a process whose newest step is below it refuses to start (EngineTooNew), and
+one that runs already says so when a function it calls has gone.
+A process works with every schema from `oldest` on, so that it may be started before the migration; what is new in it waits until the step was taken.
 
 An empty database is set up by whoever opens it first. An existing schema is changed by `beltline migrate` alone, never by starting a worker.
 """
 
+import asyncio
+import functools
 import importlib.resources
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Callable
 
+import psycopg
 from msgspec import Struct
+from psycopg.errors import DeadlockDetected, InsufficientPrivilege, LockNotAvailable
 
-from beltline.core.errors import EngineForeign, EngineTooNew, EngineTooOld
+from beltline.core.errors import EngineForeign, EngineTooNew, EngineTooOld, EngineUnavailable
 from beltline.engines.postgres.address import Address
 from beltline.engines.postgres.desk import Connection
 
+LOCK_S = 0.3  # how long others may have to wait behind a step that waits for a lock itself
+PAUSE_S = 0.4
+
 
 class Migration(Struct, frozen=True):
-    """`number` from 1 in order; `min_reader`: the lowest SCHEMA that works with the store after it."""
+    """`number` from 1 in order; `min_reader`: the lowest newest schema of a process that works with the store after it."""
 
     number: int
     name: str
@@ -26,17 +36,30 @@ class Migration(Struct, frozen=True):
     min_reader: int
 
 
+class History(Struct, frozen=True):
+    """What a process knows: the steps, and the oldest schema it can still work with."""
+
+    steps: tuple[Migration, ...]
+    oldest: int = 1
+
+    @property
+    def newest(self) -> int:
+        return self.steps[-1].number
+
+    def missing(self, have: int) -> list[Migration]:
+        return [step for step in self.steps if step.number > have]
+
+
 def _files(*names: str) -> str:
     folder = importlib.resources.files("beltline.engines.postgres") / "sql"
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 
-def migrations() -> tuple[Migration, ...]:
-    return (Migration(1, "0001_expand_first_tables", _files("tables.sql", "endings.sql", "verbs.sql", "control.sql", "upkeep.sql", "moving.sql"), 1),)
-
-
-SCHEMA = 1  # what this code brings a store to
-OLDEST = 1  # what it can still work with
+@functools.cache
+def history() -> History:
+    """Of this version."""
+    first = _files("tables.sql", "endings.sql", "verbs.sql", "control.sql", "upkeep.sql", "moving.sql")
+    return History((Migration(1, "0001_expand_first_tables", first, 1),))
 
 
 def in_schema(sql: str, schema: str) -> str:
@@ -72,41 +95,121 @@ async def version(connection: Connection, schema: str) -> tuple[int, int]:
     return found["schema"], found["min_reader"]
 
 
-def check(found: tuple[int, int], address: Address, *, schema: int = SCHEMA, oldest: int = OLDEST) -> None:
-    """Whether this code can work with the store. Raises EngineTooNew, EngineTooOld."""
+def check(found: tuple[int, int], address: Address, known: History) -> None:
+    """Whether a process of this history can work with the store. Raises EngineTooNew, EngineTooOld."""
     have, min_reader = found
-    if min_reader > schema:
+    if min_reader > known.newest:
         raise EngineTooNew(
-            f"Schema {address.schema} of {address.shown} needs a newer Beltline (it needs {min_reader}; this one knows up to {schema}).",
+            f"Schema {address.schema} of {address.shown} needs a newer Beltline (it needs {min_reader}; this one knows up to {known.newest}).",
             why="Nothing in it was changed.",
-            help="Upgrade this installation: pip install --upgrade beltline",
+            help="Upgrade this installation and start it again: pip install --upgrade beltline",
         )
-    if have < oldest:
+    if have < known.oldest:
         raise EngineTooOld(
-            f"Schema {address.schema} of {address.shown} is at version {have}; this Beltline needs at least {oldest}.",
+            f"Schema {address.schema} of {address.shown} is at version {have}; this Beltline needs at least {known.oldest}.",
             why="Nothing in it was changed.",
             help="Run `beltline migrate` once; workers of the version before go on working.",
         )
 
 
-async def migrate(connection: Connection, address: Address, steps: Sequence[Migration] | None = None, *, up_to: int | None = None) -> list[str]:
-    """Take the steps that are missing, each in a transaction of its own, one process at a time. Returns their names. Raises EngineForeign, psycopg.Error."""
-    taken = []
-    for step in steps or migrations():
-        if up_to is not None and step.number > up_to:
-            break
-        async with connection.transaction():
-            await connection.execute("SELECT set_config('lock_timeout', '10s', true), set_config('client_min_messages', 'warning', true)")
-            await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"beltline migrate {address.schema}",))
-            have, _ = await version(connection, address.schema)
-            if have >= step.number:
+async def migrate(
+    connection: Connection, address: Address, known: History, *, wait_s: float = 60.0, tell: Callable[[str], None] = lambda _: None
+) -> list[str]:
+    """Take the steps that are missing, one process at a time. Returns their names.
+
+    A step that changes a table waits for the transactions that use it, and whoever comes later waits behind the step. So it asks for its locks for LOCK_S
+    only, then lets everybody pass for PAUSE_S, and asks again, for `wait_s` in all.
+    Raises EngineForeign, EngineTooNew, EngineUnavailable (none of the steps not named was taken), psycopg.Error.
+    """
+    taken: list[str] = []
+    deadline = time.monotonic() + wait_s
+    have, min_reader = await version(connection, address.schema)
+    if min_reader > known.newest:
+        check((have, min_reader), address, known)
+    for step in known.missing(have):
+        told, done = "", None
+        while done is None:
+            try:
+                done = await _take(connection, address, step)
+            except (LockNotAvailable, DeadlockDetected) as error:
+                waits_for = await _blockers(connection, address.schema) or " ".join(str(error).split())
+            except InsufficientPrivilege as error:
+                raise await _forbidden(connection, address, error) from error
+            else:
+                waits_for = "another process that migrates"
+            if done is not None:
                 continue
-            if have == 0:
-                await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {address.schema}")  # an identifier that is checked
-            await connection.execute(in_schema(step.sql, address.schema))  # our own files
-            await connection.execute(
-                f"INSERT INTO {address.schema}.meta(key, value) VALUES ('schema', %s), ('min_reader', %s) ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value",
-                (str(step.number), str(step.min_reader)),
-            )
+            if time.monotonic() >= deadline:
+                raise EngineUnavailable(
+                    f"{step.name} could not be taken within {wait_s:g} s: it waits for {waits_for}.",
+                    effect="none",
+                    help="End that transaction (SELECT pg_terminate_backend(PID)), or run beltline migrate --wait 10m at a quiet time.",
+                )
+            if waits_for.partition(",")[0] != told:
+                told = waits_for.partition(",")[0]
+                tell(f"{step.name} waits for {waits_for}")
+            await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+        if done:
             taken.append(step.name)
+            tell(f"{step.name} taken")
     return taken
+
+
+async def _take(connection: Connection, address: Address, step: Migration) -> bool | None:
+    """One step in one transaction. False: somebody has taken it. None: somebody is at it."""
+    async with connection.transaction():
+        await connection.execute(
+            "SELECT set_config('lock_timeout', %s, true), set_config('client_min_messages', 'warning', true)", (f"{round(LOCK_S * 1000)}ms",)
+        )
+        [[mine]] = await (
+            await connection.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (f"beltline migrate {address.schema}",))
+        ).fetchall()
+        if not mine:
+            return None
+        have, _ = await version(connection, address.schema)
+        if have >= step.number:
+            return False
+        if have == 0:
+            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {address.schema}" if not await _exists(connection, address.schema) else "SELECT 1")
+        await connection.execute(in_schema(step.sql, address.schema))  # our own files
+        await connection.execute(
+            f"INSERT INTO {address.schema}.meta(key, value) VALUES ('schema', %s), ('min_reader', %s) ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value",
+            (str(step.number), str(step.min_reader)),
+        )
+    return True
+
+
+async def _exists(connection: Connection, schema: str) -> bool:
+    [[there]] = await (await connection.execute("SELECT to_regnamespace(%s) IS NOT NULL", (schema,))).fetchall()
+    return bool(there)
+
+
+async def _blockers(connection: Connection, schema: str) -> str:
+    """The oldest transaction that holds a lock on something of the schema, in words; "" = none is seen any more."""
+    rows = await (
+        await connection.execute(
+            "SELECT a.pid, coalesce(nullif(a.application_name, ''), 'no name'), coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8"
+            " FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid JOIN pg_catalog.pg_class c ON c.oid = l.relation"
+            " WHERE c.relnamespace = to_regnamespace(%s) AND l.granted AND a.pid <> pg_backend_pid() AND a.datname = current_database()"
+            " ORDER BY a.xact_start LIMIT 1",
+            (schema,),
+        )
+    ).fetchall()
+    if not rows:
+        return ""
+    pid, name, age_s = rows[0]
+    return f"a transaction of backend {pid} ({name}), open for {age_s:.0f} s"
+
+
+async def _forbidden(connection: Connection, address: Address, error: psycopg.Error) -> EngineUnavailable:
+    [[role, database]] = await (await connection.execute("SELECT quote_ident(current_user), quote_ident(current_database())")).fetchall()
+    if await _exists(connection, address.schema):
+        grant = f"As the owner of schema {address.schema}: GRANT USAGE, CREATE ON SCHEMA {address.schema} TO {role}"
+    else:
+        grant = f"GRANT CREATE ON DATABASE {database} TO {role}"
+    text = " ".join((error.diag.message_primary or str(error)).split())
+    return EngineUnavailable(
+        f"Role {role} may not set up schema {address.schema} in {address.shown}: {text}.",
+        effect="none",
+        help=f"{grant}; or run beltline migrate once with a role that may.",
+    )

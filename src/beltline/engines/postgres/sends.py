@@ -27,10 +27,10 @@ class Sends:
         self._waiting.append((messages, future))
         if self._lanes < LANES:
             self._lanes += 1
-            desk.own(self._run())
+            desk.own(self._run(desk))
         return await future
 
-    async def _run(self) -> None:
+    async def _run(self, desk: Desk) -> None:
         try:
             while self._waiting:
                 together = self._next()
@@ -44,9 +44,10 @@ class Sends:
                         _fail(together[0][1], error)
                     else:
                         await self._one_by_one(together)
-                except BaseException:  # the loop ends
-                    for _, future in together:
-                        future.cancel()
+                except BaseException:  # the engine is closed and the server silent, or the loop ends
+                    for _, future in [*together, *self._waiting]:
+                        _fail(future, desk.cut_short())
+                    self._waiting.clear()
                     raise
                 else:
                     start = 0

@@ -48,6 +48,11 @@ def broken(error: psycopg.Error) -> bool:
     return state in _GOING or state.startswith("08") or state == "25006"
 
 
+def missing(error: psycopg.Error) -> bool:
+    """A function, table or type is not there: the schema is of another version."""
+    return error.sqlstate in _MISSING
+
+
 def connecting(error: psycopg.Error, shown: str) -> BeltlineError:
     """No connection could be made: nothing happened."""
     text = _text(error)
@@ -88,7 +93,9 @@ def asking(error: psycopg.Error, shown: str, schema: str) -> BeltlineError:
         )
     if state in _MISSING:
         return EngineForeign(
-            f"Schema {schema} of {shown} is not a Beltline of this version: {text}", why="Nothing in it was changed.", help="beltline migrate"
+            f"Schema {schema} of {shown} does not fit this Beltline: {text}",
+            why="Nothing in it was changed.",
+            help="Compare the two: beltline migrate --check. Newer tables than this process knows: upgrade it and start it again; older ones: beltline migrate",
         )
     if state in _BUSY:
         return EngineUnavailable(
@@ -97,7 +104,7 @@ def asking(error: psycopg.Error, shown: str, schema: str) -> BeltlineError:
     if state in _FULL:
         return EngineUnavailable(f"{shown} is full: {text}", effect="none", help="Make room on the server.")
     if state == "42501":
-        return EngineUnavailable(f"{shown} forbids it: {text}", effect="none", help=f"Grant this role the use of schema {schema}.")
+        return EngineUnavailable(f"{shown} forbids it: {text}", effect="none", help=_GRANT.format(schema=schema))
     return EngineError(f"{shown} refused: {text} ({state})", why="Nothing was stored.")
 
 
@@ -110,6 +117,12 @@ def overdue(error: psycopg.Error | None, shown: str, seconds: float) -> Beltline
             help="Something holds a lock, or the server is overloaded (beltline doctor). ?timeout= sets the limit.",
         )
     return EngineUnavailable(f"{shown} did not answer within {seconds:g} s.", effect="unknown", help="?timeout= sets the limit.")
+
+
+_GRANT = (
+    "As the owner of schema {schema}, for this role: GRANT USAGE ON SCHEMA {schema} TO …; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO …; "
+    "GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA {schema} TO …"
+)
 
 
 def _text(error: psycopg.Error) -> str:

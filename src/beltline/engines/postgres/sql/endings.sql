@@ -102,7 +102,7 @@ BEGIN
       RETURN NULL;
     END IF;
     IF f.blocked THEN
-      DELETE FROM beltline.blocked WHERE id = p_id;
+      DELETE FROM beltline.blocked WHERE id = p_id AND was = f.state;
     ELSIF f.state = 0 THEN
       DELETE FROM beltline.delayed WHERE id = p_id;
     ELSIF f.state = 1 THEN

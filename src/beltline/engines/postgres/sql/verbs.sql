@@ -63,14 +63,14 @@ CREATE FUNCTION beltline._only(p_items beltline.item[], p_ids uuid[]) RETURNS be
     ELSE (SELECT array_agg(ROW(i.*)::beltline.item) FROM (SELECT DISTINCT ON (i.id) i.* FROM unnest(p_items) i JOIN unnest(p_ids) n(id) ON n.id = i.id ORDER BY i.id, i.ord) i) END
 $$;
 
--- New messages count in their runs. Returns the runs that were there before: their state is to be judged.
+-- New messages count in their runs; one that was given up is open again. Returns the runs that were there before: their state is to be judged.
 CREATE FUNCTION beltline._enter(p_now bigint, p_items beltline.item[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
 DECLARE v_runs uuid[];
 BEGIN
   WITH entered AS (
     INSERT INTO beltline.run(id, entered, ended, open, dead, state, counted, last, touched, chain)
       SELECT run, p_now, 0, count(*), 0, 0, 0, 0, false, min(chain) FROM unnest(p_items) i WHERE run IS NOT NULL GROUP BY run ORDER BY run
-      ON CONFLICT (id) DO UPDATE SET open = run.open + EXCLUDED.open, touched = true
+      ON CONFLICT (id) DO UPDATE SET open = run.open + EXCLUDED.open, touched = true, state = CASE WHEN run.state >= 3 THEN 0 ELSE run.state END
       RETURNING id, chain, touched),
   counted AS (INSERT INTO beltline.run_delta(chain, state, count) SELECT chain, 0, count(*) FROM entered WHERE NOT touched GROUP BY chain)
   SELECT array_agg(id) FILTER (WHERE touched) INTO v_runs FROM entered;
@@ -213,14 +213,23 @@ BEGIN
 END $$;
 
 -- ------------------------------------------------------------------------------------------------------------- receive
--- What time has brought to a queue: due -> ready, expired -> done. Pages of 500; what is left over waits for the next one. Returns how many moved.
-CREATE FUNCTION beltline._turn(p_now bigint, p_queue int) RETURNS int LANGUAGE plpgsql AS $$
+-- What a connection remembers of a queue: (1) rank below which nothing is ready, (2) when to look below it again; (3) instant before which nothing is left to
+-- time, (4) when to look before it again. Why: a long transaction anywhere keeps vacuum from taking away the index entries of rows that are gone; they gather at
+-- the low end of every index that is read from there, and a receive would walk through all of them, more each time. So it starts behind them, and looks at the low
+-- end only now and then, for what a transaction brought that began before the mark and ended behind it.
+-- (2) and (4) are microseconds on the server's own clock. It is a memory of this session: lost, or of another queue's pooled session, it costs one longer look.
+CREATE FUNCTION beltline._memo(p_queue int) RETURNS bigint[] LANGUAGE sql STABLE AS $$
+  SELECT coalesce(string_to_array(nullif(current_setting('beltline.q' || p_queue, true), ''), ' ')::bigint[], '{-9000000000000000000,0,-9000000000000000000,0}')
+$$;
+
+-- What time has brought to a queue since p_from: due -> ready, expired -> done. Pages of 500; what is left over waits for the next one. Returns how many moved.
+CREATE FUNCTION beltline._turn(p_now bigint, p_queue int, p_from bigint DEFAULT -9000000000000000000) RETURNS int LANGUAGE plpgsql AS $$
 DECLARE v_moved int := 0; v_page int; v_id uuid; f beltline.fact;
 BEGIN
   FOR i IN 1..40 LOOP
     WITH due AS (
       DELETE FROM beltline.delayed WHERE ctid = ANY(ARRAY(
-        SELECT ctid FROM beltline.delayed WHERE queue = p_queue AND since <= p_now ORDER BY since, seq LIMIT 500 FOR UPDATE SKIP LOCKED)) RETURNING *),
+        SELECT ctid FROM beltline.delayed WHERE queue = p_queue AND since BETWEEN p_from AND p_now ORDER BY since, seq LIMIT 500 FOR UPDATE SKIP LOCKED)) RETURNING *),
     r AS (INSERT INTO beltline.ready(rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error)
       SELECT rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error FROM due),
     c AS (INSERT INTO beltline.delta SELECT p_queue, count(*), -count(*), 0, 0, 0, 0 FROM due HAVING count(*) > 0)
@@ -229,13 +238,13 @@ BEGIN
     EXIT WHEN v_page < 500;
   END LOOP;
   WITH due AS (UPDATE beltline.blocked SET was = 1 WHERE ctid = ANY(ARRAY(
-      SELECT ctid FROM beltline.blocked WHERE queue = p_queue AND was = 0 AND since <= p_now LIMIT 5000 FOR UPDATE SKIP LOCKED)) RETURNING 1),
+      SELECT ctid FROM beltline.blocked WHERE queue = p_queue AND was = 0 AND since BETWEEN p_from AND p_now LIMIT 5000 FOR UPDATE SKIP LOCKED)) RETURNING 1),
     c AS (INSERT INTO beltline.delta SELECT p_queue, count(*), -count(*), 0, 0, 0, 0 FROM due HAVING count(*) > 0)
     SELECT v_moved + count(*) INTO v_moved FROM due;
   FOR v_id IN SELECT id FROM (
-      (SELECT id, expires, seq FROM beltline.ready WHERE queue = p_queue AND expires IS NOT NULL AND expires <= p_now ORDER BY expires LIMIT 5000)
-      UNION ALL (SELECT id, expires, seq FROM beltline.delayed WHERE queue = p_queue AND expires IS NOT NULL AND expires <= p_now ORDER BY expires LIMIT 5000)
-      UNION ALL (SELECT id, expires, seq FROM beltline.blocked WHERE queue = p_queue AND expires IS NOT NULL AND expires <= p_now ORDER BY expires LIMIT 5000)) e
+      (SELECT id, expires, seq FROM beltline.ready WHERE queue = p_queue AND expires IS NOT NULL AND expires BETWEEN p_from AND p_now ORDER BY expires LIMIT 5000)
+      UNION ALL (SELECT id, expires, seq FROM beltline.delayed WHERE queue = p_queue AND expires IS NOT NULL AND expires BETWEEN p_from AND p_now ORDER BY expires LIMIT 5000)
+      UNION ALL (SELECT id, expires, seq FROM beltline.blocked WHERE queue = p_queue AND expires IS NOT NULL AND expires BETWEEN p_from AND p_now ORDER BY expires LIMIT 5000)) e
       ORDER BY expires, seq LOOP
     f := beltline._remove(v_id, '{0,1}');   -- another may have been quicker, or it went with its run
     IF f.id IS NOT NULL THEN
@@ -260,13 +269,13 @@ END $$;
 CREATE FUNCTION beltline._lease_over() RETURNS bytea LANGUAGE sql IMMUTABLE AS $$ SELECT '\x94aa6c656173655f6c6f7374a0d931546865206c656173652072616e206f75743a2069747320776f726b65722064696564206f72206c6f737420746f7563682ea0'::bytea $$;
 
 -- Leases that are over: cancelled if somebody asked, dead if it was the last one allowed, else handed out again, at most p_limit (0: a sweep, none).
-CREATE FUNCTION beltline._over(p_now bigint, p_queue int, p_limit int, p_lease bigint, p_worker int) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
+CREATE FUNCTION beltline._over(p_now bigint, p_queue int, p_limit int, p_lease bigint, p_worker int, p_from bigint DEFAULT -9000000000000000000) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
 DECLARE f beltline.fact; v_again int := 0; v_max int; v_reason text;
 BEGIN
   SELECT max_deliveries INTO v_max FROM beltline.queue WHERE n = p_queue;
   FOR f IN SELECT 2::smallint, false, l.queue, l.seq, l.id, l.rank, l.since, l.epoch, l.failed, l.lost, l.flags, NULL::bigint, NULL::text, l.error, l.due, l.started, l.worker
       FROM beltline.lease l WHERE l.ctid = ANY(ARRAY(
-        SELECT ctid FROM beltline.lease WHERE queue = p_queue AND due <= p_now ORDER BY due, seq LIMIT p_limit + 500 FOR UPDATE SKIP LOCKED)) ORDER BY l.due, l.seq LOOP
+        SELECT ctid FROM beltline.lease WHERE queue = p_queue AND due BETWEEN p_from AND p_now ORDER BY due, seq LIMIT p_limit + 500 FOR UPDATE SKIP LOCKED)) ORDER BY l.due, l.seq LOOP
     SELECT reason INTO v_reason FROM beltline.asked WHERE id = f.id;
     IF v_reason IS NOT NULL OR f.lost + 1 >= v_max THEN
       DELETE FROM beltline.lease WHERE id = f.id AND epoch = f.epoch;
@@ -296,7 +305,7 @@ DECLARE
 BEGIN
   PERFORM FROM beltline.queue q WHERE q.n IN (SELECT feed FROM beltline.feed WHERE queue = p_queue) ORDER BY q.n FOR NO KEY UPDATE;
   FOR v_feed IN SELECT f.feed, f.fan_out, q.high_water, q.low_water FROM beltline.feed f JOIN beltline.queue q ON q.n = f.feed WHERE f.queue = p_queue ORDER BY f.feed LOOP
-    PERFORM beltline._turn(p_now, v_feed.feed);
+    PERFORM beltline._turn(p_now, v_feed.feed, (beltline._memo(v_feed.feed))[3]);
     v_low := least(v_feed.high_water, CASE WHEN v_feed.low_water = 'Infinity' THEN v_feed.high_water / 2 ELSE v_feed.low_water END);
     SELECT sum(CASE WHEN t.queue = v_feed.feed THEN t.ready ELSE 0 END) + sum(t.leased * coalesce(f.fan_out, 0)) INTO v_load FROM (
         SELECT queue, ready, leased FROM beltline.tally WHERE queue = v_feed.feed OR queue IN (SELECT queue FROM beltline.feed WHERE feed = v_feed.feed)
@@ -329,6 +338,7 @@ CREATE FUNCTION beltline.receive(p_now bigint, p_queues text[], p_limit int, p_l
 DECLARE
   v_now bigint := beltline._now(p_now); v_queues int[] := beltline._queues(p_queues); v_until bigint := v_now + p_lease; v_worker int := beltline._worker(p_worker);
   v_count int := 0; v_found int; v_room int; v_again uuid[]; v_next bigint; q record;
+  v_memo bigint[]; v_seen bigint[]; v_clock bigint; v_began bigint; v_full boolean; v_from bigint; v_tids tid[]; v_lowest bigint;
 BEGIN
   IF array_position(v_queues, NULL) IS NOT NULL THEN
     RETURN QUERY SELECT 1, 0, NULL::uuid, p_queues[array_position(v_queues, NULL)], 0, 0, 0, 0::bigint, 0::bigint, 0::bigint, NULL::bytea, NULL::bytea;
@@ -336,19 +346,28 @@ BEGIN
   END IF;
   FOR i IN 1..cardinality(v_queues) LOOP
     EXIT WHEN v_count >= p_limit;
+    v_memo := beltline._memo(v_queues[i]);
+    v_seen := v_memo;
+    v_clock := extract(epoch FROM clock_timestamp()) * 1000000;
+    v_full := v_clock >= v_memo[4];
+    v_from := CASE WHEN v_full THEN -9000000000000000000 ELSE v_memo[3] END;
     SELECT o.n, o.paused, o.feeds,
-        EXISTS (SELECT FROM beltline.delayed d WHERE d.queue = o.n AND d.since <= v_now) OR EXISTS (SELECT FROM beltline.blocked b WHERE b.queue = o.n AND b.was = 0 AND b.since <= v_now)
-        OR EXISTS (SELECT FROM beltline.ready e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires <= v_now)
-        OR EXISTS (SELECT FROM beltline.delayed e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires <= v_now)
-        OR EXISTS (SELECT FROM beltline.blocked e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires <= v_now) AS turn,
-        EXISTS (SELECT FROM beltline.lease l WHERE l.queue = o.n AND l.due <= v_now) AS over
+        EXISTS (SELECT FROM beltline.delayed d WHERE d.queue = o.n AND d.since BETWEEN v_from AND v_now)
+        OR EXISTS (SELECT FROM beltline.blocked b WHERE b.queue = o.n AND b.was = 0 AND b.since BETWEEN v_from AND v_now)
+        OR EXISTS (SELECT FROM beltline.ready e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires BETWEEN v_from AND v_now)
+        OR EXISTS (SELECT FROM beltline.delayed e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires BETWEEN v_from AND v_now)
+        OR EXISTS (SELECT FROM beltline.blocked e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires BETWEEN v_from AND v_now) AS turn,
+        EXISTS (SELECT FROM beltline.lease l WHERE l.queue = o.n AND l.due BETWEEN v_from AND v_now) AS over
       INTO q FROM beltline.queue o WHERE o.n = v_queues[i];
     CONTINUE WHEN q.paused;
     IF q.turn THEN
-      PERFORM beltline._turn(v_now, q.n);
+      PERFORM beltline._turn(v_now, q.n, v_from);
+    ELSIF NOT q.over AND v_memo[3] < v_now - 3000 THEN   -- two seconds for transactions under way
+      v_memo[3] := v_now - 2000;
+      v_memo[4] := CASE WHEN v_full THEN v_clock + 1000000 ELSE v_memo[4] END;
     END IF;
     IF q.over THEN
-      v_again := ARRAY(SELECT beltline._over(v_now, q.n, p_limit - v_count, p_lease, v_worker));
+      v_again := ARRAY(SELECT beltline._over(v_now, q.n, p_limit - v_count, p_lease, v_worker, v_from));
       RETURN QUERY SELECT 0, i, l.id, b.task, l.epoch, l.failed, l.lost, b.sent, l.due, CASE WHEN l.flags & 1 <> 0 THEN nextval('beltline.hand_out') ELSE 0 END, b.head, b.body
         FROM unnest(v_again) WITH ORDINALITY AS a(id, ord) JOIN beltline.lease l ON l.id = a.id JOIN beltline.body b ON b.id = l.id ORDER BY a.ord;
       v_count := v_count + cardinality(v_again);
@@ -358,10 +377,30 @@ BEGIN
       v_room := least(v_room, beltline._room(v_now, q.n));
     END IF;
     CONTINUE WHEN v_room < 1;
+    v_clock := extract(epoch FROM clock_timestamp()) * 1000000;
+    v_full := v_clock >= v_memo[2];
+    v_from := CASE WHEN v_full THEN -9000000000000000000 ELSE v_memo[1] END;
+    SELECT array_agg(x.ctid), min(x.rank) INTO v_tids, v_lowest FROM (
+      SELECT r.ctid, r.rank FROM beltline.ready r WHERE r.queue = q.n AND r.rank >= v_from AND (r.expires IS NULL OR r.expires > v_now)
+        ORDER BY r.rank, r.seq LIMIT v_room FOR UPDATE SKIP LOCKED) x;
+    v_began := v_clock;
+    v_clock := extract(epoch FROM clock_timestamp()) * 1000000;
+    IF v_full THEN   -- dear means: many that are gone were walked through
+      v_memo[2] := CASE WHEN v_clock - v_began > 1000 + 20 * coalesce(cardinality(v_tids), 0) THEN v_clock + greatest(250000, 10 * (v_clock - v_began)) ELSE 0 END;
+      v_memo[1] := coalesce(v_lowest, v_now - 2000);
+    ELSE
+      v_memo[1] := coalesce(v_lowest, v_memo[1]);
+    END IF;
+    IF v_memo[2] = 0 THEN
+      v_memo[1] := v_seen[1];
+    END IF;
+    IF v_memo <> v_seen THEN
+      PERFORM set_config('beltline.q' || q.n, array_to_string(v_memo, ' '), false);
+    END IF;
+    CONTINUE WHEN v_tids IS NULL;
     RETURN QUERY
       WITH taken AS (
-        DELETE FROM beltline.ready r WHERE r.ctid = ANY(ARRAY(
-          SELECT x.ctid FROM beltline.ready x WHERE x.queue = q.n AND (x.expires IS NULL OR x.expires > v_now) ORDER BY x.rank, x.seq LIMIT v_room FOR UPDATE SKIP LOCKED))
+        DELETE FROM beltline.ready r WHERE r.ctid = ANY(v_tids)
           RETURNING r.id, r.rank, r.seq, r.since, r.epoch, r.failed, r.lost, r.flags, r.why, r.error),
       leased AS (
         INSERT INTO beltline.lease(id, due, rank, seq, since, started, queue, epoch, failed, lost, worker, flags, error)
@@ -374,9 +413,10 @@ BEGIN
     v_count := v_count + v_found;
   END LOOP;
   IF v_count = 0 THEN
-    SELECT min(m) INTO v_next FROM unnest(v_queues) AS n(q), LATERAL (SELECT least(
-      (SELECT min(since) FROM beltline.delayed d WHERE d.queue = n.q), (SELECT min(since) FROM beltline.blocked b WHERE b.queue = n.q AND b.was = 0),
-      (SELECT min(due) FROM beltline.lease l WHERE l.queue = n.q)) AS m) s;
+    SELECT min(m) INTO v_next FROM unnest(v_queues) AS n(q), LATERAL (SELECT (beltline._memo(n.q))[3] AS low) k, LATERAL (SELECT least(
+      (SELECT min(since) FROM beltline.delayed d WHERE d.queue = n.q AND d.since >= k.low),
+      (SELECT min(since) FROM beltline.blocked b WHERE b.queue = n.q AND b.was = 0 AND b.since >= k.low),
+      (SELECT min(due) FROM beltline.lease l WHERE l.queue = n.q AND l.due >= k.low)) AS m) s;
     RETURN QUERY SELECT 2, 0, NULL::uuid, NULL::text, 0, 0, 0, v_now, v_next, 0::bigint, NULL::bytea, NULL::bytea;
   END IF;
 END $$;
