@@ -225,6 +225,8 @@ def _back(tx: Ledger, fact: Fact, delay_s: float, why: str, *, keep: bool = Fals
         "UPDATE message SET state = ?1, due = ?2, since = ?2, rank = ?3, failed = ?4, lost = ?5, why = ?6, error = coalesce(?7, error) WHERE seq = ?8",
         (int(state), ready, rank, fact.failed, fact.lost, why, error, fact.seq),
     )
+    if fact.group is not None:
+        lanes.reorder(tx, queue, fact.group)  # one that was redriven meanwhile may stand before it
     tx.woken.add(fact.queue)
     if tx.audited:
         tx.note("back", fact.key, fact.queue, fact.epoch, fact.run)

@@ -18,6 +18,24 @@ async def a_group_comes_in_the_order_it_was_sent(engine: Full) -> None:
     assert await kit.finish(engine) == [message.id for message in sent]
 
 
+async def one_that_was_redriven_goes_before_one_that_comes_back(engine: Full) -> None:
+    """It was sent first; only the delivery that was under way kept it from its place."""
+    await engine.declare([kit.specs(WORK, on_dead="skip")])
+    first, second = await kit.send(engine, *kit.messages(2, group="g"))
+    for end in (kit.release, kit.retry):
+        await kit.bury(engine, await kit.take_one(engine))
+        leased = await kit.take_one(engine)
+        assert leased.message.id == second.id
+        assert await engine.redrive(MessageFilter(ids=(first.id,)), limit=1) == [first.id]
+        await end(engine, leased)
+        [delivery] = await kit.take(engine)
+        assert delivery.message.id == first.id
+        await kit.ok(engine, delivery)
+        assert await kit.finish(engine) == [second.id]
+        first, second = await kit.send(engine, *kit.messages(2, group="g"))
+
+
+
 async def priority_does_not_change_the_order_within_a_group(engine: Full) -> None:
     sent = await kit.send(engine, *(kit.message(group="g", priority=priority) for priority in (0, 100, -100, 50)))
     assert await kit.finish(engine) == [message.id for message in sent]
