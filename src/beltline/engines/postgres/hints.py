@@ -1,6 +1,6 @@
 """Wake-ups: hints that something may be there. Polling is the truth, so a lost one costs a moment and nothing else.
 
-Who waits in this process is poked directly, in whatever event loop. Other processes hear a NOTIFY, at most one per PERIOD and never inside a transaction that
+Who waits in this process is poked directly, in whatever event loop. Other processes hear a NOTIFY, never two within PERIOD_S (the longer, the more there are) and never inside a transaction that
 stores something: every transaction with a NOTIFY takes one lock of the whole server at its commit. Behind a pooler that hands out connections per transaction
 LISTEN hears nothing, and polling is all there is.
 """
@@ -21,7 +21,7 @@ from beltline.engines.postgres.desk import GONE_S, Desk, Greeting
 
 ENDED = "!"  # instead of a queue's name: a message or run has ended
 EVERYTHING = "*"
-PERIOD_S = 0.05
+PERIOD_S = (0.005, 0.05)  # between two NOTIFYs: after a rest, and while they keep coming
 POLL_S = (0.05, 2.0)  # between two looks: at first, at most
 RECONNECT_S = (0.1, 5.0)
 GRACE_S = 2.0  # for the statement under way when it is told to stop
@@ -158,6 +158,7 @@ class Herald:
             self._loop, self._wake, self._home = loop, wake, home
         wake.set()
         listening: asyncio.Task[None] | None = None
+        period = PERIOD_S[0]
         try:
             while not self._stopped:
                 await wake.wait()
@@ -173,7 +174,8 @@ class Herald:
                     for chore in chores:
                         await chore(desk)
                 if names and not self._stopped:
-                    await asyncio.sleep(PERIOD_S)
+                    await asyncio.sleep(period)
+                    period = min(period * 2, PERIOD_S[1]) if self._pending else PERIOD_S[0]
         finally:
             if listening is not None:
                 listening.cancel()

@@ -27,11 +27,15 @@ BEGIN
 END $$;
 
 -- The same without noting it: for reading, and for sends in a transaction of the user, which must hold no lock that others want.
-CREATE FUNCTION beltline._time(p_now bigint) RETURNS bigint LANGUAGE sql VOLATILE AS $$
-  SELECT greatest(coalesce(p_now, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) + skew, last) FROM beltline.clock
-$$;
+CREATE FUNCTION beltline._time(p_now bigint) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+  RETURN (SELECT greatest(coalesce(p_now, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) + skew, last) FROM beltline.clock);
+END $$;
 
-CREATE FUNCTION beltline._seal() RETURNS text LANGUAGE sql STABLE AS $$ SELECT coalesce((SELECT value FROM beltline.meta WHERE key = 'seal'), '') $$;
+CREATE FUNCTION beltline._seal() RETURNS text LANGUAGE plpgsql STABLE AS $$
+BEGIN
+  RETURN (SELECT coalesce((SELECT value FROM beltline.meta WHERE key = 'seal'), ''));
+END $$;
 
 -- Refuse what a move forbids, unless this is the mover's own transaction.
 CREATE FUNCTION beltline._unsealed(p_seal int, p_allowed int) RETURNS void LANGUAGE plpgsql AS $$
@@ -41,27 +45,31 @@ BEGIN
   END IF;
 END $$;
 
-CREATE FUNCTION beltline._count(p_queue int, p_ready int, p_delayed int, p_leased int, p_dead int, p_done int, p_parked int) RETURNS void LANGUAGE sql AS $$
-  INSERT INTO beltline.delta(queue, ready, delayed, leased, dead, done, parked) VALUES (p_queue, p_ready, p_delayed, p_leased, p_dead, p_done, p_parked)
-$$;
+CREATE FUNCTION beltline._count(p_queue int, p_ready int, p_delayed int, p_leased int, p_dead int, p_done int, p_parked int) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO beltline.delta(queue, ready, delayed, leased, dead, done, parked) VALUES (p_queue, p_ready, p_delayed, p_leased, p_dead, p_done, p_parked);
+END $$;
 
 -- One message left a state and entered another (0 delayed, 1 ready, 2 leased, 3 done, 4 dead; NULL: none).
-CREATE FUNCTION beltline._moved(p_queue int, p_from int, p_to int, p_parked int DEFAULT 0) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION beltline._moved(p_queue int, p_from int, p_to int, p_parked int DEFAULT 0) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
   INSERT INTO beltline.delta(queue, delayed, ready, leased, done, dead, parked) VALUES (p_queue,
     (p_to = 0)::int - (coalesce(p_from, -1) = 0)::int, (p_to = 1)::int - (coalesce(p_from, -1) = 1)::int, (p_to = 2)::int - (coalesce(p_from, -1) = 2)::int,
-    (p_to = 3)::int - (coalesce(p_from, -1) = 3)::int, (p_to = 4)::int - (coalesce(p_from, -1) = 4)::int, p_parked)
-$$;
+    (p_to = 3)::int - (coalesce(p_from, -1) = 3)::int, (p_to = 4)::int - (coalesce(p_from, -1) = 4)::int, p_parked);
+END $$;
 
 CREATE FUNCTION beltline._is_parked(p_why text) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$ SELECT coalesce(p_why = 'no worker knows this task', false) $$;
 
 -- Something may be received there: the engine hints at it after the verb. Kept in a setting of this transaction, because it comes up deep inside.
-CREATE FUNCTION beltline._woken(p_queue int) RETURNS void LANGUAGE sql AS $$
-  SELECT set_config('beltline.woken', coalesce(current_setting('beltline.woken', true), '') || p_queue || ' ', true)
-$$;
+CREATE FUNCTION beltline._woken(p_queue int) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM set_config('beltline.woken', coalesce(current_setting('beltline.woken', true), '') || p_queue || ' ', true);
+END $$;
 
-CREATE FUNCTION beltline._rank(p_queue int, p_ready bigint, p_prio smallint) RETURNS bigint LANGUAGE sql STABLE AS $$
-  SELECT p_ready - p_prio * ageing_ms FROM beltline.queue WHERE n = p_queue
-$$;
+CREATE FUNCTION beltline._rank(p_queue int, p_ready bigint, p_prio smallint) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+BEGIN
+  RETURN (SELECT p_ready - p_prio * ageing_ms FROM beltline.queue WHERE n = p_queue);
+END $$;
 
 CREATE FUNCTION beltline._worker(p_worker text) RETURNS int LANGUAGE plpgsql AS $$
 DECLARE v_n int;
@@ -75,8 +83,10 @@ BEGIN
 END $$;
 
 -- ------------------------------------------------------------------------------------------------------------- where a message is
-CREATE FUNCTION beltline._find(p_id uuid) RETURNS beltline.fact LANGUAGE sql STABLE AS $$
-  SELECT f FROM (
+CREATE FUNCTION beltline._find(p_id uuid) RETURNS beltline.fact LANGUAGE plpgsql STABLE AS $$
+DECLARE f beltline.fact;
+BEGIN
+  SELECT (places.f).* INTO f FROM (
     SELECT ROW(1, false, queue, seq, id, rank, since, epoch, failed, lost, flags, expires, why, error, NULL, NULL, NULL)::beltline.fact AS f
       FROM beltline.ready WHERE id = p_id
     UNION ALL SELECT ROW(2, false, queue, seq, id, rank, since, epoch, failed, lost, flags, NULL, NULL, error, due, started, worker)::beltline.fact
@@ -89,8 +99,9 @@ CREATE FUNCTION beltline._find(p_id uuid) RETURNS beltline.fact LANGUAGE sql STA
       FROM beltline.dead WHERE id = p_id
     UNION ALL SELECT ROW(3, false, queue, seq, id, NULL, ended, epoch, failed, lost, flags, NULL, why, error, NULL, started, worker)::beltline.fact
       FROM beltline.done WHERE id = p_id
-  ) places LIMIT 1
-$$;
+  ) places LIMIT 1;
+  RETURN f;
+END $$;
 
 -- Take it out of where it is, if that is one of `p_states`; it may move while we reach for it. NULL: it is not, or not any more.
 CREATE FUNCTION beltline._remove(p_id uuid, p_states smallint[]) RETURNS beltline.fact LANGUAGE plpgsql AS $$
@@ -122,20 +133,23 @@ BEGIN
   RAISE EXCEPTION 'message % keeps moving', p_id USING ERRCODE = 'serialization_failure';
 END $$;
 
-CREATE FUNCTION beltline._put_ready(p_now bigint, f beltline.fact, p_queue int) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION beltline._put_ready(p_now bigint, f beltline.fact, p_queue int) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
   INSERT INTO beltline.ready(rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error)
-  VALUES (f.rank, f.seq, f.since, f.id, p_queue, f.epoch, f.failed, f.lost, f.flags, f.expires, f.why, f.error)
-$$;
+  VALUES (f.rank, f.seq, f.since, f.id, p_queue, f.epoch, f.failed, f.lost, f.flags, f.expires, f.why, f.error);
+END $$;
 
-CREATE FUNCTION beltline._put_delayed(f beltline.fact, p_queue int) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION beltline._put_delayed(f beltline.fact, p_queue int) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
   INSERT INTO beltline.delayed(rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error)
-  VALUES (f.rank, f.seq, f.since, f.id, p_queue, f.epoch, f.failed, f.lost, f.flags, f.expires, f.why, f.error)
-$$;
+  VALUES (f.rank, f.seq, f.since, f.id, p_queue, f.epoch, f.failed, f.lost, f.flags, f.expires, f.why, f.error);
+END $$;
 
-CREATE FUNCTION beltline._put_blocked(f beltline.fact, p_queue int, p_group bytea) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION beltline._put_blocked(f beltline.fact, p_queue int, p_group bytea) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
   INSERT INTO beltline.blocked(rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error, was, group_key)
-  VALUES (f.rank, f.seq, f.since, f.id, p_queue, f.epoch, f.failed, f.lost, f.flags, f.expires, f.why, f.error, f.state, p_group)
-$$;
+  VALUES (f.rank, f.seq, f.since, f.id, p_queue, f.epoch, f.failed, f.lost, f.flags, f.expires, f.why, f.error, f.state, p_group);
+END $$;
 
 -- An entry in the history: a delivery that ended, or a remark about a message that is not leased.
 CREATE FUNCTION beltline._note(p_now bigint, f beltline.fact, p_outcome text, p_ran float8, p_text text, p_failure bytea) RETURNS void LANGUAGE plpgsql AS $$
@@ -219,17 +233,20 @@ BEGIN
 END $$;
 
 -- ------------------------------------------------------------------------------------------------------------- runs
-CREATE FUNCTION beltline._runs(p_runs uuid[]) RETURNS void LANGUAGE sql AS $$
-  SELECT count(*) FROM (SELECT FROM beltline.run WHERE id = ANY(p_runs) ORDER BY id FOR NO KEY UPDATE) r
-$$;
+CREATE FUNCTION beltline._runs(p_runs uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM count(*) FROM (SELECT FROM beltline.run WHERE id = ANY(p_runs) ORDER BY id FOR NO KEY UPDATE) r;
+END $$;
 
 -- p_last: how its last message ended; 0: a gather went on from there; NULL: leave it.
-CREATE FUNCTION beltline._run_add(p_run uuid, p_open int, p_dead int, p_last smallint) RETURNS void LANGUAGE sql AS $$
-  UPDATE beltline.run SET open = open + p_open, dead = dead + p_dead, last = coalesce(p_last, last), touched = true WHERE id = p_run
-$$;
+CREATE FUNCTION beltline._run_add(p_run uuid, p_open int, p_dead int, p_last smallint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  UPDATE beltline.run SET open = open + p_open, dead = dead + p_dead, last = coalesce(p_last, last), touched = true WHERE id = p_run;
+END $$;
 
 -- Where runs stand now that the verb is complete. A run that was given up (3, 4) stays so.
-CREATE FUNCTION beltline._judge(p_now bigint, p_runs uuid[]) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION beltline._judge(p_now bigint, p_runs uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
   WITH judged AS (
     SELECT id, counted AS before, CASE WHEN state >= 3 THEN state WHEN open > 0 THEN 0 WHEN dead > 0 THEN 2 WHEN last IN (2, 3) THEN 4 ELSE 1 END AS state
       FROM beltline.run WHERE id = ANY(p_runs) AND touched),
@@ -241,10 +258,13 @@ CREATE FUNCTION beltline._judge(p_now bigint, p_runs uuid[]) RETURNS void LANGUA
     SELECT chain, state, sum(change) FROM (
       SELECT chain, state, 1 AS change FROM written WHERE state <> before
       UNION ALL SELECT chain, before, -1 FROM written WHERE state <> before AND before >= 0) changes
-    GROUP BY chain, state HAVING sum(change) <> 0
-$$;
+    GROUP BY chain, state HAVING sum(change) <> 0;
+END $$;
 
-CREATE FUNCTION beltline._given_up(p_run uuid) RETURNS boolean LANGUAGE sql STABLE AS $$ SELECT state >= 3 FROM beltline.run WHERE id = p_run $$;
+CREATE FUNCTION beltline._given_up(p_run uuid) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+BEGIN
+  RETURN (SELECT state >= 3 FROM beltline.run WHERE id = p_run);
+END $$;
 
 -- p_state 3 failed, 4 cancelled: nothing is handed on any more, what is live is dropped.
 CREATE FUNCTION beltline._give_up(p_now bigint, p_run uuid, p_state smallint, p_why text) RETURNS void LANGUAGE plpgsql AS $$
@@ -285,9 +305,10 @@ BEGIN
 END $$;
 
 -- A dead part whose gather goes on without it does not hold its run.
-CREATE FUNCTION beltline._counts_as_dead(p_gather uuid) RETURNS boolean LANGUAGE sql STABLE AS $$
-  SELECT NOT EXISTS (SELECT FROM beltline.gather WHERE id = p_gather AND on_dead = 1)
-$$;
+CREATE FUNCTION beltline._counts_as_dead(p_gather uuid) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+BEGIN
+  RETURN (SELECT NOT EXISTS (SELECT FROM beltline.gather WHERE id = p_gather AND on_dead = 1));
+END $$;
 
 CREATE FUNCTION beltline._die(p_now bigint, f beltline.fact, p_reason text, p_error text, p_failure bytea) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE v_run uuid; v_gather uuid; v_part int; v_group bytea; v_on_dead smallint;
@@ -359,10 +380,11 @@ BEGIN
 END $$;
 
 -- A dead part is alive again.
-CREATE FUNCTION beltline._revive(p_gather uuid, p_part int) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION beltline._revive(p_gather uuid, p_part int) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
   WITH revived AS (DELETE FROM beltline.gather_part WHERE gather = p_gather AND part = p_part AND dead RETURNING 1)
-    UPDATE beltline.gather SET dead = dead - 1 WHERE id = p_gather AND EXISTS (SELECT FROM revived)
-$$;
+    UPDATE beltline.gather SET dead = dead - 1 WHERE id = p_gather AND EXISTS (SELECT FROM revived);
+END $$;
 
 CREATE FUNCTION beltline._absent(p_now bigint, p_gather uuid, p_part int, p_failing boolean) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE v_run uuid;

@@ -10,12 +10,13 @@
 CREATE FUNCTION beltline._items(
   p_queues int[], p_tasks text[], p_chains text[], p_parent int[], p_id uuid[], p_queue int[], p_task int[], p_prio smallint[], p_due bigint[], p_delay bigint[],
   p_expires bigint[], p_group bytea[], p_dedup bytea[], p_dedup_ms bigint[], p_run uuid[], p_chain int[], p_gather uuid[], p_part int[], p_head bytea[],
-  p_body bytea[]) RETURNS beltline.item[] LANGUAGE sql IMMUTABLE AS $$
-  SELECT array_agg(ROW(coalesce(i.parent, i.ord::int), i.id, p_queues[coalesce(i.queue, 1)], coalesce(i.prio, 0::smallint), i.due, i.delay, i.expires, i.dedup_ms, i.part, i.run, i.gather,
+  p_body bytea[]) RETURNS beltline.item[] LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+  RETURN (SELECT array_agg(ROW(coalesce(i.parent, i.ord::int), i.id, p_queues[coalesce(i.queue, 1)], coalesce(i.prio, 0::smallint), i.due, i.delay, i.expires, i.dedup_ms, i.part, i.run, i.gather,
       p_tasks[coalesce(i.task, 1)], CASE WHEN i.run IS NOT NULL THEN p_chains[coalesce(i.chain, 1)] END, i.group_key, i.dedup, i.head, i.body)::beltline.item ORDER BY i.ord)
   FROM unnest(p_parent, p_id, p_queue, p_task, p_prio, p_due, p_delay, p_expires, p_group, p_dedup, p_dedup_ms, p_run, p_chain, p_gather, p_part, p_head, p_body)
-    WITH ORDINALITY AS i(parent, id, queue, task, prio, due, delay, expires, group_key, dedup, dedup_ms, run, chain, gather, part, head, body, ord)
-$$;
+    WITH ORDINALITY AS i(parent, id, queue, task, prio, due, delay, expires, group_key, dedup, dedup_ms, run, chain, gather, part, head, body, ord));
+END $$;
 
 -- Write them, in this order, ids known before left out. Returns the ids that are new. Their runs are the caller's business.
 CREATE FUNCTION beltline._store(p_now bigint, p_items beltline.item[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
@@ -58,10 +59,11 @@ BEGIN
 END $$;
 
 -- `p_items` without those that were not new, and each once.
-CREATE FUNCTION beltline._only(p_items beltline.item[], p_ids uuid[]) RETURNS beltline.item[] LANGUAGE sql IMMUTABLE AS $$
-  SELECT CASE WHEN cardinality(p_ids) = cardinality(p_items) THEN p_items
-    ELSE (SELECT array_agg(ROW(i.*)::beltline.item) FROM (SELECT DISTINCT ON (i.id) i.* FROM unnest(p_items) i JOIN unnest(p_ids) n(id) ON n.id = i.id ORDER BY i.id, i.ord) i) END
-$$;
+CREATE FUNCTION beltline._only(p_items beltline.item[], p_ids uuid[]) RETURNS beltline.item[] LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+  RETURN (SELECT CASE WHEN cardinality(p_ids) = cardinality(p_items) THEN p_items
+    ELSE (SELECT array_agg(ROW(i.*)::beltline.item) FROM (SELECT DISTINCT ON (i.id) i.* FROM unnest(p_items) i JOIN unnest(p_ids) n(id) ON n.id = i.id ORDER BY i.id, i.ord) i) END);
+END $$;
 
 -- New messages count in their runs; one that was given up is open again. Returns the runs that were there before: their state is to be judged.
 CREATE FUNCTION beltline._enter(p_now bigint, p_items beltline.item[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
@@ -102,22 +104,25 @@ BEGIN
 END $$;
 
 CREATE FUNCTION beltline._gathers(p_items beltline.item[], p_parent int[], p_id uuid[], p_run uuid[], p_chain text[], p_expected int[], p_on_dead smallint[], p_outer uuid[],
-  p_outer_part int[], p_ttl bigint[], p_data bytea[], p_then int[], p_prefix bytea[], p_suffix bytea[]) RETURNS beltline.opened[] LANGUAGE sql IMMUTABLE AS $$
-  SELECT array_agg(ROW(g.parent, g.id, g.run, g.chain, g.expected, g.on_dead, g.outer_gather, g.outer_part, g.ttl, g.data,
+  p_outer_part int[], p_ttl bigint[], p_data bytea[], p_then int[], p_prefix bytea[], p_suffix bytea[]) RETURNS beltline.opened[] LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+  RETURN (SELECT array_agg(ROW(g.parent, g.id, g.run, g.chain, g.expected, g.on_dead, g.outer_gather, g.outer_part, g.ttl, g.data,
       CASE WHEN g.next IS NOT NULL THEN p_items[g.next] END, g.prefix, g.suffix)::beltline.opened ORDER BY g.ord)
   FROM unnest(p_parent, p_id, p_run, p_chain, p_expected, p_on_dead, p_outer, p_outer_part, p_ttl, p_data, p_then, p_prefix, p_suffix)
-    WITH ORDINALITY AS g(parent, id, run, chain, expected, on_dead, outer_gather, outer_part, ttl, data, next, prefix, suffix, ord)
-$$;
+    WITH ORDINALITY AS g(parent, id, run, chain, expected, on_dead, outer_gather, outer_part, ttl, data, next, prefix, suffix, ord));
+END $$;
 
 -- The numbers of these queues, in this order; NULL for one that nobody has declared.
-CREATE FUNCTION beltline._queues(p_names text[]) RETURNS int[] LANGUAGE sql STABLE AS $$
-  SELECT array_agg(q.n ORDER BY i.ord) FROM unnest(p_names) WITH ORDINALITY AS i(name, ord) LEFT JOIN beltline.queue q ON q.name = i.name
-$$;
+CREATE FUNCTION beltline._queues(p_names text[]) RETURNS int[] LANGUAGE plpgsql STABLE AS $$
+BEGIN
+  RETURN (SELECT array_agg(q.n ORDER BY i.ord) FROM unnest(p_names) WITH ORDINALITY AS i(name, ord) LEFT JOIN beltline.queue q ON q.name = i.name);
+END $$;
 
-CREATE FUNCTION beltline._backlog(p_queue int) RETURNS bigint LANGUAGE sql STABLE AS $$
-  SELECT coalesce((SELECT ready + delayed + leased FROM beltline.tally WHERE queue = p_queue), 0)
-    + coalesce((SELECT sum(ready + delayed + leased) FROM beltline.delta WHERE queue = p_queue), 0)::bigint
-$$;
+CREATE FUNCTION beltline._backlog(p_queue int) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+BEGIN
+  RETURN (SELECT coalesce((SELECT ready + delayed + leased FROM beltline.tally WHERE queue = p_queue), 0)
+    + coalesce((SELECT sum(ready + delayed + leased) FROM beltline.delta WHERE queue = p_queue), 0)::bigint);
+END $$;
 
 CREATE TYPE beltline.answer AS (code int, ord int, id uuid, text text, number float8);
 
@@ -344,7 +349,7 @@ BEGIN
     RETURN QUERY SELECT 1, 0, NULL::uuid, p_queues[array_position(v_queues, NULL)], 0, 0, 0, 0::bigint, 0::bigint, 0::bigint, NULL::bytea, NULL::bytea;
     RETURN;
   END IF;
-  FOR i IN 1..cardinality(v_queues) LOOP
+  FOR i IN 1..coalesce(cardinality(v_queues), 0) LOOP
     EXIT WHEN v_count >= p_limit;
     v_memo := beltline._memo(v_queues[i]);
     v_seen := v_memo;
