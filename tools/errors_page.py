@@ -57,8 +57,9 @@ WORDS: dict[str, Words] = {
         "Beltline does not know what to do with this engine URL: an unknown scheme, an unknown option, or a store that the command cannot reach "
         "(`memory://` lives inside one process).",
         "No. No store was opened.",
-        "Use `sqlite:///beltline.db` (relative), `sqlite:////var/lib/app/beltline.db` (absolute: four slashes) or `memory://`.",
-        errors.UrlInvalid("mysql://db/app", why="Nothing is known about mysql://.", help="Use one of: sqlite:///beltline.db, memory://"),
+        "Use `sqlite:///beltline.db` (relative), `sqlite:////var/lib/app/beltline.db` (absolute: four slashes), `postgresql://user@host/database` "
+        "([all options](howto/postgresql.md#the-url)) or `memory://`.",
+        errors.UrlInvalid("mysql://db/app", why="Nothing is known about mysql://.", help="Use one of: sqlite:///beltline.db, postgresql://localhost/app, memory://"),
     ),
     "BLT-104": Words(
         "A part of Beltline needs a package that is not installed. The base install is kept small on purpose.",
@@ -102,10 +103,11 @@ WORDS: dict[str, Words] = {
     ),
     "BLT-206": Words(
         "A queue or chain needs more than the engine carries. It is found where the queue is declared, never first at a send. "
-        "The engines of this version, memory and sqlite, carry everything that this version can ask for, so you meet it only with an engine of somebody else's.",
+        "The engines of this version carry everything that this version can ask for, except that memory has no transactions of yours; so you meet it there, or with an engine of "
+        "somebody else's.",
         "No. Nothing was declared.",
         "Choose another engine, or ask for less.",
-        errors.Unsupported(feature="results", need=1, have=0, engine="mine", engines=("memory", "sqlite")),
+        errors.Unsupported(feature="results", need=1, have=0, engine="mine", engines=("memory", "sqlite", "postgresql")),
     ),
     "BLT-207": Words(
         "The packed arguments, or the number of parts of one split, are above the limit. For bodies the limit is 1 MiB unless you set another.",
@@ -177,7 +179,8 @@ WORDS: dict[str, Words] = {
         "Catch `EngineError` where you want to treat all troubles of the store alike.",
     ),
     "BLT-401": Words(
-        "The store did not answer as it should: a full disk, an I/O error, a file that is gone, a lock that was not given. The field `effect` is the important one: "
+        "The store did not answer as it should: a full disk, an I/O error, a file that is gone, a lock that was not given; a server that is down, silent, a standby now, or stopped the "
+        "statement. The field `effect` is the important one: "
         "`none` means that certainly nothing happened, `unknown` means that it may have happened.",
         "Nothing that was acknowledged before. With `effect` *unknown* the very call you made may or may not be stored.",
         "With *none*: repeat it when the store is well. With *unknown*: repeat it **with the same id**, which stores it once in either case; "
@@ -185,9 +188,11 @@ WORDS: dict[str, Words] = {
         errors.EngineUnavailable("beltline.db could not be read or written (disk I/O error).", effect="unknown", help="Look at the disk and the system's log."),
     ),
     "BLT-402": Words(
-        "The file belongs to another program, or is damaged. Beltline writes its own mark into a database and refuses every file without it.",
-        "No. The file was opened to look, and nothing was written.",
-        "Check the path. If it should be Beltline's own file: restore a backup. Make backups with SQLite's backup command or `VACUUM INTO`, never by copying a file in use.",
+        "The file or schema belongs to another program, or is damaged, or its functions do not fit this version. Beltline writes its own mark into a database and refuses every one "
+        "without it.",
+        "No. It was opened to look, and nothing was written.",
+        "Check the path. If it should be Beltline's own file: restore a backup. Make backups with SQLite's backup command or `VACUUM INTO`, never by copying a file in use. On PostgreSQL: "
+        "give Beltline a schema of its own, `?schema=…`, and compare versions with `beltline migrate --check`.",
         errors.EngineForeign(
             "notes.db is a SQLite database of another program.", why="Nothing in it was changed.", help="Give Beltline a path of its own."
         ),
@@ -203,9 +208,10 @@ WORDS: dict[str, Words] = {
         ),
     ),
     "BLT-404": Words(
-        "The place or a setting cannot hold what is promised: a network file system, a file that others may write, a library with a known fault.",
+        "The place or a setting cannot hold what is promised: a network file system, a file that others may write, a library with a known fault; on PostgreSQL a read replica, "
+        "`fsync = off`, `synchronous_commit = off`.",
         "No. The store was not opened.",
-        "Put the file on a local disk, take the right to write it from others (`chmod go-w`), upgrade the library: the text says which.",
+        "Put the file on a local disk, take the right to write it from others (`chmod go-w`), upgrade the library, give the URL of the primary, set the setting on or ask for `durability=os`: the text says which.",
         errors.EngineUnsafe(
             "/mnt/shared is on a network file system (nfs4).",
             why="Its locks do not hold between hosts: messages would be lost or handed out twice.",
@@ -213,7 +219,8 @@ WORDS: dict[str, Words] = {
         ),
     ),
     "BLT-405": Words(
-        "An engine was used before it was opened, after it was closed, or in a process that was forked from the one that opened it.",
+        "An engine was used before it was opened, after it was closed, or in a process that was forked from the one that opened it. Or a connection was given that does not lead to "
+        "the engine's own database, or a transaction that the task ended itself.",
         "No. Nothing was done.",
         "Open the app in the process that uses it. Start children with *spawn* or *forkserver*, or close the app before a fork: while the parent has a SQLite file open, a "
         "forked child cannot open it.",
@@ -221,6 +228,30 @@ WORDS: dict[str, Words] = {
             "A SQLite engine was carried over a fork.",
             why="Its locks belong to the parent: using it here would damage the file.",
             help="Make an engine in the child, and start processes with spawn or forkserver.",
+        ),
+    ),
+    "BLT-406": Words(
+        "The tables of the database are of an older version than this Beltline can work with: the new version was started before its migration.",
+        "No. Nothing was stored or changed.",
+        "Run `beltline migrate` once, then start the process again. Workers of the version before go on working meanwhile: "
+        "[keeping the tables up to date](howto/migrate.md).",
+        errors.EngineTooOld(
+            "Schema beltline of postgresql://localhost/app is at version 1; this Beltline needs at least 2.",
+            why="Nothing in it was changed.",
+            help="Run `beltline migrate` once; workers of the version before go on working.",
+        ),
+    ),
+    "BLT-407": Words(
+        "The queues have moved to another store, or are moving at this moment (`beltline engine move`), and this process still uses the old one; or it uses the new one "
+        "before the move is complete. `error.to` is the URL of the new store, without its password.",
+        "No. Nothing was stored here. What is in the old store is copied, and what a worker had leased may still be settled until the copying begins.",
+        "Give the process the new URL and start it again. After an interrupted move: run the same `beltline engine move` again, or take it back with `--abort`: "
+        "[from SQLite to PostgreSQL](howto/move-to-postgresql.md).",
+        errors.EngineMoved(
+            "The queues of sqlite:////var/lib/app/beltline.db have moved to postgresql://db.example/app.",
+            to="postgresql://db.example/app",
+            why="Nothing was stored here.",
+            help="Give this process the new URL and start it again: postgresql://db.example/app",
         ),
     ),
     "BLT-900": Words(

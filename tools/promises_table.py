@@ -13,7 +13,7 @@ from beltline.testing.conformance.runner import POWERS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "guarantees.md"
 BEGIN, END = "<!-- promises: written by tools/promises_table.py -->\n", "<!-- promises: end -->"
-URLS = ("memory://promises-table", "sqlite:///promises-table.db")  # made, never opened
+URLS = ("memory://promises-table", "sqlite:///promises-table.db", "postgresql://localhost/promises-table")  # made, never opened
 
 
 def table() -> str:

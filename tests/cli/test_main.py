@@ -156,7 +156,7 @@ def test_a_database_that_is_not_there_is_said_and_not_made(beltline, folder):
     assert list(folder.glob("*.db*")) == []
 
 
-@pytest.mark.parametrize(("url", "code"), [("nonsense", 2), ("foo://x", 2), ("memory://x", 2), ("postgresql://x/y", 2)])
+@pytest.mark.parametrize(("url", "code"), [("nonsense", 2), ("foo://x", 2), ("memory://x", 2), ("postgresql://x", 2), ("redis://x/y", 2)])
 def test_an_engine_url_nobody_understands_is_refused(beltline, url, code):
     said = beltline("queue", "ls", "--url", url)
     assert said.code == code

@@ -34,6 +34,8 @@ MAKE: dict[type[BeltlineError], Callable[[], BeltlineError]] = {
     errors.EngineUnavailable: lambda: errors.EngineUnavailable("The disk is full.", effect="none", help="Make room."),
     errors.EngineForeign: lambda: errors.EngineForeign("work.db is no queue.", help="Choose another file."),
     errors.EngineTooNew: lambda: errors.EngineTooNew("work.db has schema 9.", why="This Beltline knows 1.", help="Update it."),
+    errors.EngineTooOld: lambda: errors.EngineTooOld("Schema beltline is at version 1.", help="Run beltline migrate."),
+    errors.EngineMoved: lambda: errors.EngineMoved("The queues have moved.", to="postgresql://localhost/app", help="Use the new URL."),
     errors.EngineUnsafe: lambda: errors.EngineUnsafe("work.db lies on a network file system."),
     errors.HandleMisused: lambda: errors.HandleMisused("The engine is closed."),
 }

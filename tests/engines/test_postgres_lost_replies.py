@@ -10,7 +10,7 @@ from beltline.core.errors import BeltlineError, EngineUnavailable, NotFound
 from beltline.core.outcome import Ack, Admission, DeadLetter, Settled, Settlement
 from beltline.engines.postgres import PostgresEngine
 from beltline.testing.conformance.kit import LEASE_S, failure, split_run, take_one
-from tests.engines.postgres_faults_kit import BOUND_S, NEXT, WORK, assert_sound, insist, message, more, opened, traffic
+from tests.engines.postgres_faults_kit import BOUND_S, NEXT, WORK, assert_sound, begun, insist, message, more, opened, traffic
 from tests.services.postgres import PostgresServer
 from tests.services.proxy import Proxy, Way
 
@@ -70,7 +70,7 @@ async def test_sends_that_shared_a_commit_are_all_unsure_and_all_there_once(engi
 async def test_a_held_answer_that_is_cut_off_has_happened(engine: PostgresEngine, proxy: Proxy) -> None:
     sent = message()
     proxy.hold_replies()
-    sending = asyncio.ensure_future(engine.send([sent]))
+    sending = begun(engine.send([sent]))
     await asyncio.to_thread(proxy.wait_held)
     proxy.cut()
     proxy.pass_through()
@@ -121,7 +121,7 @@ async def test_every_other_verb_may_lose_its_answer_and_be_repeated(engine: Post
 
 async def test_a_hundred_cuts_anywhere_lose_nothing(through: str, postgres_url: str, proxy: Proxy) -> None:
     """Cut at any byte of either direction, reset, at any request: what was acknowledged is there once, and drained."""
-    dice = random.Random(7)  # noqa: S311 - no secret
+    dice = random.Random(7)
     async with opened(through.replace("pool=1", "pool=4&timeout=5")) as engine:
         async with traffic(engine) as going:
             cuts = 0

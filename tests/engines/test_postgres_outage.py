@@ -10,7 +10,7 @@ import pytest
 
 from beltline.core.errors import EngineUnavailable
 from beltline.engines.postgres import PostgresEngine
-from tests.engines.postgres_faults_kit import BOUND_S, WORK, asked, assert_sound, insist, message, more, opened, traffic, until
+from tests.engines.postgres_faults_kit import BOUND_S, WORK, asked, assert_sound, begun, insist, message, more, opened, traffic, until
 from tests.services.ports import free_port
 from tests.services.postgres import PostgresServer
 from tests.services.proxy import Proxy
@@ -59,9 +59,11 @@ async def test_a_backend_that_crashes_takes_the_others_with_it_and_nothing_is_lo
             for _ in range(2):
                 await more(going)
                 before = len(going.errors)
-                [pid, *_] = [pid for (pid,) in await asyncio.to_thread(asked, url, "SELECT pid FROM pg_stat_activity WHERE application_name = 'beltline'")]
+                [pid, *_] = [
+                    pid for (pid,) in await asyncio.to_thread(asked, url, "SELECT pid FROM pg_stat_activity WHERE application_name = 'beltline'")
+                ]
                 os.kill(pid, signal.SIGKILL)
-                await until(lambda: len(going.errors) > before)
+                await until(lambda before=before: len(going.errors) > before)
                 await more(going)
         going.assert_nothing_lost(url)
 
@@ -120,10 +122,10 @@ async def test_close_does_not_wait_for_a_silent_server(postgres: PostgresServer,
         async with opened(f"{through(postgres_url, proxy)}?{options}"):
             pass
         await engine.open()
-        waiting = asyncio.ensure_future(engine.receive([WORK], limit=1, lease_s=30.0, wait_s=BOUND_S))
+        waiting = begun(engine.receive([WORK], limit=1, lease_s=30.0, wait_s=BOUND_S))
         await asyncio.gather(*(engine.counts(WORK) for _ in range(4)))
         proxy.blackhole()
-        sends = [asyncio.ensure_future(engine.send([message()])) for _ in range(6)]
+        sends = [begun(engine.send([message()])) for _ in range(6)]
         await asyncio.sleep(0)  # they are on their way
         await asyncio.wait_for(engine.close(), 28.0)
         answers = await asyncio.wait_for(asyncio.gather(waiting, *sends, return_exceptions=True), BOUND_S)

@@ -22,10 +22,11 @@ from beltline.config import unknown_variables
 from beltline.core.config import redact
 from beltline.core.errors import BeltlineError, EngineUnsafe
 from beltline.core.views import WorkerView
-from beltline.engines.protocol import Browse, Engine, Fleet
+from beltline.engines.moving import Level
+from beltline.engines.protocol import Browse, Engine, Fleet, Inspectable, Movable
 
 Verdict = Literal["ok", "note", "problem"]
-PACKAGES = ("beltline", "apsw", "msgspec", "click", "psutil", "setproctitle", "uuid-utils", "pillow", "watchfiles", "uvloop")
+PACKAGES = ("beltline", "apsw", "psycopg", "msgspec", "click", "psutil", "setproctitle", "uuid-utils", "pillow", "watchfiles", "uvloop")
 LITTLE_SPACE_BYTES = 500_000_000
 LARGE_WAL_BYTES = 256 * 1024 * 1024
 CLOCK_STEP_S = 2.0
@@ -158,6 +159,18 @@ async def _opened(engine: Engine) -> list[Finding]:
                 verdict="note",
                 found=f"the engine's clock is {span(abs(apart_s))} {'ahead of' if apart_s > 0 else 'behind'} this host's",
                 help="A clock was set back once, or hosts disagree: delays follow the engine's clock.",
+            )
+        )
+    if isinstance(engine, Inspectable):
+        found += [Finding(**{name: getattr(remark, name) for name in remark.__struct_fields__}) for remark in await engine.inspect()]
+    if isinstance(engine, Movable) and (seal := await engine.seal()) is not None:
+        where, what = ("from", "being filled") if seal.level is Level.FILLING else ("to", "closed by a move")
+        found.append(
+            Finding(
+                check="move",
+                verdict="note",
+                found=f"{what}, {where} {seal.other}",
+                help="Use the new store, or go on: beltline engine move --from … --to …",
             )
         )
     if isinstance(engine, Fleet):

@@ -1,4 +1,4 @@
-"""beltline engine: what each engine carries, in numbers."""
+"""beltline engine: what each engine carries, in numbers; and the move from one to another."""
 
 from enum import IntEnum
 from functools import partial
@@ -7,19 +7,31 @@ import click
 from msgspec import Struct
 
 from beltline.cli.command import Group, Session, pass_session
+from beltline.cli.moving import MoveItem
+from beltline.cli.moving import move as move_queues
 from beltline.cli.output import SCHEMA_VERSION, Column
+from beltline.cli.selecting import Span
 from beltline.cli.shapes import bound
 from beltline.cli.text import safe
 from beltline.core.capabilities import Capabilities
 from beltline.core.config import redact
-from beltline.engines.protocol import Browse, Control, Engine, Fleet, Results, Runs, Upkeep
+from beltline.engines.protocol import Browse, Control, Engine, Fleet, Movable, Results, Runs, Transactional, Upkeep
 
-POWERS = {"browse": Browse, "results": Results, "control": Control, "runs": Runs, "fleet": Fleet, "upkeep": Upkeep}
+POWERS = {
+    "browse": Browse,
+    "results": Results,
+    "control": Control,
+    "runs": Runs,
+    "fleet": Fleet,
+    "upkeep": Upkeep,
+    "transactional": Transactional,
+    "movable": Movable,
+}
 
 
 @click.group(cls=Group)
 def engine() -> None:
-    """Engines and their capabilities in numbers."""
+    """Engines and their capabilities in numbers; move all queues to another one."""
 
 
 class EngineItem(Struct, frozen=True, kw_only=True):
@@ -113,3 +125,18 @@ def show(session: Session) -> None:
     lines += [f"  {name:<18} {_word(value)}" for name, value in item.capabilities.items()]
     lines.append(f"  {'powers':<18} {', '.join(item.powers or [])}")
     session.out.thing(item, lambda: lines, id=item.name)
+
+
+@engine.command(shape=MoveItem)
+@click.option("--from", "source", metavar="URL", required=True, help="Where the queues are.")
+@click.option("--to", "target", metavar="URL", default="", help="Where they go: a store without messages.")
+@click.option("--wait", "wait_s", type=Span(), metavar="TIME", default="60s", show_default=True, help="For what is leased to be settled.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be moved.")
+@click.option("--abort", is_flag=True, help="Take an unfinished move back: the source is open again.")
+@pass_session
+def move(session: Session, source: str, target: str, wait_s: float, dry_run: bool, abort: bool) -> int:
+    """Move all queues with all their messages, runs and results to another store.
+
+    The source takes nothing more from the first moment on, and is kept. Killed at any point, the same command goes on where it stopped.
+    """
+    return move_queues(session, source, target, wait_s=wait_s, dry_run=dry_run, abort=abort)

@@ -31,7 +31,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "fleet": "workers and what they serve",
     },
     "Environment": {
-        "engine": "engines and their capabilities in numbers",
+        "engine": "engines and their capabilities in numbers; move to another",
+        "migrate": "bring the tables of the store to this version",
         "health": "is the engine there, and does anybody work?",
         "doctor": "look for what is wrong with this installation",
         "config": "every setting and where it comes from",

@@ -17,7 +17,9 @@ from beltline.core.codec import to_json
 from beltline.core.errors import (
     BeltlineError,
     EngineForeign,
+    EngineMoved,
     EngineTooNew,
+    EngineTooOld,
     EngineUnavailable,
     EngineUnsafe,
     NotFound,
@@ -51,7 +53,7 @@ EXIT_CODES = (
 # The first row whose class fits decides.
 _CODES: tuple[tuple[tuple[type[BeltlineError], ...], int], ...] = (
     ((NotFound, ResultExpired, TaskUnknown, QueueNotDeclared), NOT_FOUND),
-    ((Refused, QueueFull, EngineTooNew, EngineForeign, EngineUnsafe), REFUSED),
+    ((Refused, QueueFull, EngineMoved, EngineTooNew, EngineTooOld, EngineForeign, EngineUnsafe), REFUSED),
     ((ResultTimeout,), TIMED_OUT),
     ((UsageError,), USAGE),
 )

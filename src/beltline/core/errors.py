@@ -26,6 +26,7 @@ BeltlineError
   ├ EngineUnavailable   BLT-401  the store; `effect` is "none" (certainly did not happen) or "unknown" (may have: repeat with the same id)
   ├ EngineForeign       BLT-402  the file or database belongs to something else, or is damaged
   ├ EngineTooNew        BLT-403  written by a newer Beltline: this one refuses, nothing was changed
+  ├ EngineTooOld        BLT-406  its tables are of a version that this one cannot work with yet: beltline migrate
   ├ EngineUnsafe        BLT-404  a place or setting that cannot hold the promised durability
   ├ EngineMoved         BLT-407  the queues have moved to another store (`to`): nothing was stored here
   └ HandleMisused       BLT-405  used after close, or carried over a fork
@@ -241,7 +242,7 @@ class EngineUnavailable(EngineError):
     code = "BLT-401"
 
     def __init__(self, what: str, *, effect: Literal["none", "unknown"], help: str = "") -> None:
-        self.effect = effect
+        self.effect: Literal["none", "unknown"] = effect
         self.ids: list[str] = []  # of a send: the ids to repeat it with
         why = "Nothing was stored." if effect == "none" else "It may have been stored: repeating with the same id is safe."
         super().__init__(what, why=why, help=help)

@@ -1,5 +1,7 @@
 """What browsing shows: snapshots for people and JSON, never used to decide anything about a delivery."""
 
+from typing import Literal
+
 from msgspec import Struct
 
 from beltline.core.message import Message
@@ -135,3 +137,23 @@ class WorkerView(Struct, frozen=True, kw_only=True):
     queues: dict[str, int]
     tasks: tuple[str, ...] = ()
     detail: dict[str, object] = {}
+
+
+class SchemaView(Struct, frozen=True, kw_only=True):
+    """The tables of a store. `have`: number of the last migration taken, 0 = there is nothing yet. `newest`, `oldest`: what this process brings a store to, and the
+    oldest it can work with. `min_reader`: the lowest `newest` of a process that the store lets work. `missing`: names of the steps not taken yet."""
+
+    have: int
+    newest: int
+    oldest: int
+    min_reader: int
+    missing: tuple[str, ...] = ()
+
+
+class Remark(Struct, frozen=True, kw_only=True):
+    """One thing `beltline doctor` has looked at. `verdict`: ok, note (worth knowing), problem (mend it). `help`: what to do."""
+
+    check: str
+    verdict: Literal["ok", "note", "problem"]
+    found: str
+    help: str = ""

@@ -135,7 +135,7 @@ class MovedAttempt(Struct, frozen=True, array_like=True, gc=False):
 
 
 class MovedMessage(Struct, frozen=True, array_like=True, gc=False):
-    """`due`: delayed, ready: since; leased: lease until; done, dead: ended. `outcome` of done: 1 succeeded, 2 cancelled, 3 expired. `head`: rows.encode_head, None = plain."""
+    """`due`: delayed, ready: since; leased: lease until; done, dead: ended. `ran`: seconds, of a done one that was acknowledged. `outcome` of done: 1 succeeded, 2 cancelled, 3 expired. `head`: rows.encode_head, None = plain."""
 
     id: str
     seq: int
@@ -157,7 +157,7 @@ class MovedMessage(Struct, frozen=True, array_like=True, gc=False):
     expires: int | None
     started: int | None
     worker: str
-    ran: float
+    ran: float | None
     outcome: int | None
     result: bytes | None
     result_until: int | None
@@ -227,7 +227,9 @@ def digest(things: Iterable[Moved]) -> int:
     total = 0
     for thing in things:
         if isinstance(thing, MovedMessage):
-            thing = structs.replace(thing, ran=0.0, attempts=tuple(structs.replace(each, ran=0.0) for each in thing.attempts))
+            thing = structs.replace(
+                thing, ran=None if thing.ran is None else 0.0, attempts=tuple(structs.replace(each, ran=0.0) for each in thing.attempts)
+            )
         total += int.from_bytes(blake2b(_encode(_storable(structs.astuple(thing))), digest_size=8).digest(), "big")
     return total & MASK
 

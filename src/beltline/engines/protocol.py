@@ -36,7 +36,7 @@ Laws every engine keeps (each is a file of beltline.testing.conformance):
 Optional powers are found with isinstance; a method that raises NotImplementedError is a design error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from beltline.core.capabilities import Capabilities
@@ -45,7 +45,7 @@ from beltline.core.message import Delivery, Gather, Message, Receipt
 from beltline.core.names import MessageId, QueueName, RunId, WorkerId
 from beltline.core.outcome import Sent, Settled, Settlement
 from beltline.core.queues import Counts, QueueSpec
-from beltline.core.views import GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, WorkerView
+from beltline.core.views import GatherView, MessageFilter, MessageView, Page, Remark, ResultView, RunCounts, RunView, SchemaView, WorkerView
 from beltline.engines.moving import MovedPage, Seal, Section
 
 
@@ -196,6 +196,26 @@ class Upkeep(Protocol):
         Ids of dropped messages are known (SAME_ID) until 24 h after the end.
         """
         ...
+
+
+@runtime_checkable
+class Migratable(Protocol):
+    """The store has tables that change from version to version. Both verbs also before `open`."""
+
+    async def schema(self) -> SchemaView:
+        """Looks, changes nothing. Raises EngineForeign, EngineUnavailable."""
+        ...
+
+    async def migrate(self, *, wait_s: float = 60.0, tell: Callable[[str], None] = ...) -> list[str]:
+        """Take the steps that are missing; any number of processes may ask at once. Returns the names of those taken here. `tell` gets a line for people."""
+        ...
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """The store is somebody else's program, whose settings and neighbours can stand in the way."""
+
+    async def inspect(self) -> list[Remark]: ...
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ import ctypes
 import os
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 from functools import partial
@@ -348,7 +348,7 @@ class Slot:
         return self._current is current
 
     @contextmanager
-    def no_halts(self) -> Iterator[None]:
+    def no_halts(self) -> Generator[None]:
         """In the thread: a halt that comes meanwhile is raised at the end."""
         with self._lock:
             self._no_halts = True

@@ -43,7 +43,9 @@ class Parcel:
                 raise QueueFull(queue=text, bound=int(number))
             if code == 12:
                 raise refusal(read_seal(text or None), "this database")
-            other[self._once[ord_ - 1].id] = Sent(MessageId(id if isinstance(id, str) else id.hex), Admission.SAME_ID if code == 1 else Admission.DEDUPLICATED)
+            other[self._once[ord_ - 1].id] = Sent(
+                MessageId(id if isinstance(id, str) else id.hex), Admission.SAME_ID if code == 1 else Admission.DEDUPLICATED
+            )
         if not other and len(self._once) == len(self._messages):
             return [Sent(message.id) for message in self._messages]
         answers: list[Sent] = []

@@ -310,7 +310,7 @@ async def results(ask: Ask, now: int | None, ids: Sequence[str]) -> list[ResultV
     known = [id if key_of(id) is not None else None for id in ids]
     views: list[ResultView | None] = [None] * len(ids)
     for place, run_state, expired, result, why, state, due, outcome, progress, failure, time in await ask(RESULTS, (now, wire.ids(known))):
-        id = ids[place - 1]
+        id = ids[int(place) - 1]
         if run_state is not None:
             views[place - 1] = _run_result(id, run_state, bool(expired), result, why, failure)
             continue

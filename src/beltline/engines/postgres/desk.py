@@ -24,6 +24,7 @@ from psycopg.pq import Format
 from beltline.core.errors import EngineUnavailable, HandleMisused
 from beltline.engines.postgres import trouble
 from beltline.engines.postgres.address import Address
+from beltline.engines.postgres.wire import clean, statement
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -103,8 +104,7 @@ class Desk:
             patience = self.patience(connection)
             try:
                 with patience:
-                    cursor = await connection.execute(sql, params or None, prepare=None if self._prepare and not self.pooled else False, binary=True)
-                    rows = await cursor.fetchall() if cursor.description is not None else []
+                    rows = await self._execute(connection, sql, params)
             except psycopg.Error as error:
                 if patience.lost:
                     await self._discard(connection)  # the request to stop may be on its way still: it must not meet the next statement
@@ -133,6 +133,18 @@ class Desk:
                 self._give(connection)
                 return rows
         raise AssertionError("the last repeat raises")
+
+    async def _execute(self, connection: Connection, sql: str, params: Sequence[object]) -> list[Row]:
+        prepare = None if self._prepare and not self.pooled else False
+        try:
+            cursor = await connection.execute(statement(sql), params or None, prepare=prepare, binary=True)
+        except (UnicodeEncodeError, psycopg.DataError) as error:
+            if isinstance(error, psycopg.DataError) and error.sqlstate is not None:
+                raise
+            # A text that PostgreSQL cannot hold. Nothing was sent; looked for as it would have been stored, it is found or unknown.
+            cleaned = [clean(value) if isinstance(value, str) else value for value in params]
+            cursor = await connection.execute(statement(sql), cleaned, prepare=prepare, binary=True)
+        return await cursor.fetchall() if cursor.description is not None else []
 
     async def _look_for(self, error: psycopg.Error) -> None:
         if self._recheck is None or not trouble.missing(error):

@@ -10,7 +10,7 @@ import concurrent.futures
 import contextlib
 import random
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from hashlib import blake2b
 
 import psycopg
@@ -18,6 +18,7 @@ import psycopg
 from beltline.core.errors import BeltlineError
 from beltline.engines.postgres.address import Address
 from beltline.engines.postgres.desk import GONE_S, Desk, Greeting
+from beltline.engines.postgres.wire import statement
 
 ENDED = "!"  # instead of a queue's name: a message or run has ended
 EVERYTHING = "*"
@@ -51,7 +52,7 @@ class Waiters:
         self._waiters: set[Waiter] = set()
 
     @contextlib.contextmanager
-    def waiting(self, names: Iterable[str]) -> Iterator[Waiter]:
+    def waiting(self, names: Iterable[str]) -> Generator[Waiter]:
         """Register before looking, so that what comes between the look and the wait is not missed."""
         waiter = Waiter(names)
         self._waiters.add(waiter)
@@ -196,7 +197,7 @@ class Herald:
                     if desk.pooled:
                         return  # nothing would ever be heard
                     with desk.patience(connection):
-                        await connection.execute(f"LISTEN {self._channel}")
+                        await connection.execute(statement(f"LISTEN {self._channel}"))
                     pause = RECONNECT_S[0]
                     self._tell(frozenset([EVERYTHING]))  # what came before is looked for now
                     async for note in connection.notifies():

@@ -137,7 +137,7 @@ def _message(row: Sequence[Any], attempts: tuple[MovedAttempt, ...]) -> MovedMes
     sent, epoch, failed, lost, rank, since, due, expires, started, worker, ran, outcome, result, until, why, error, asked, progress = rest
     numbers = (sent, epoch, failed, lost, rank, since, due, expires, started)
     text = None if group is None else group.decode("utf-8", "surrogatepass")
-    ends = (worker or "", ran or 0.0, outcome, result, until, why or "", error or "", asked, progress)
+    ends = (worker or "", ran, outcome, result, until, why or "", error or "", asked, progress)
     return MovedMessage(id, seq, state, blocked, queue, task, text, run, head, body, *numbers, *ends, attempts)
 
 

@@ -22,6 +22,7 @@ from psycopg.errors import DeadlockDetected, InsufficientPrivilege, LockNotAvail
 from beltline.core.errors import EngineForeign, EngineTooNew, EngineTooOld, EngineUnavailable
 from beltline.engines.postgres.address import Address
 from beltline.engines.postgres.desk import Connection
+from beltline.engines.postgres.wire import statement
 
 LOCK_S = 0.3  # how long others may have to wait behind a step that waits for a lock itself
 PAUSE_S = 0.4
@@ -71,9 +72,9 @@ async def version(connection: Connection, schema: str) -> tuple[int, int]:
     """Number of the last migration and min_reader; (0, 0) if the schema is not there, or empty. Raises EngineForeign."""
     [[there, ours]] = await (
         await connection.execute(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = n.oid), to_regclass(%s) IS NOT NULL"
-            " FROM (SELECT (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s) AS oid) n",
-            (f"{schema}.meta", schema),
+            "SELECT count(*) > 0, coalesce(bool_or(relname = 'meta'), false) FROM pg_catalog.pg_class"
+            " WHERE relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s)",
+            (schema,),
         )
     ).fetchall()
     if not ours:
@@ -84,7 +85,7 @@ async def version(connection: Connection, schema: str) -> tuple[int, int]:
                 help="Give Beltline a schema of its own: ?schema=beltline",
             )
         return 0, 0
-    rows = await (await connection.execute(f"SELECT key, value FROM {schema}.meta WHERE key IN ('schema', 'min_reader')")).fetchall()
+    rows = await (await connection.execute(statement(f"SELECT key, value FROM {schema}.meta WHERE key IN ('schema', 'min_reader')"))).fetchall()
     found = {str(key): int(str(value)) for key, value in rows}
     if set(found) != {"schema", "min_reader"}:
         raise EngineForeign(
@@ -170,10 +171,13 @@ async def _take(connection: Connection, address: Address, step: Migration) -> bo
         if have >= step.number:
             return False
         if have == 0:
-            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {address.schema}" if not await _exists(connection, address.schema) else "SELECT 1")
-        await connection.execute(in_schema(step.sql, address.schema))  # our own files
+            if not await _exists(connection, address.schema):
+                await connection.execute(statement(f"CREATE SCHEMA IF NOT EXISTS {address.schema}"))
+        await connection.execute(statement(in_schema(step.sql, address.schema)))
         await connection.execute(
-            f"INSERT INTO {address.schema}.meta(key, value) VALUES ('schema', %s), ('min_reader', %s) ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value",
+            statement(
+                f"INSERT INTO {address.schema}.meta(key, value) VALUES ('schema', %s), ('min_reader', %s) ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value"
+            ),
             (str(step.number), str(step.min_reader)),
         )
     return True

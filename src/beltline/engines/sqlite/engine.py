@@ -23,9 +23,9 @@ from beltline.core.message import Delivery, Gather, Message, Receipt
 from beltline.core.names import MessageId, QueueName, RunId, WorkerId
 from beltline.core.outcome import Release, Sent, Settled, Settlement
 from beltline.core.queues import Counts, QueueSpec
-from beltline.core.views import GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, WorkerView
+from beltline.core.views import GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, SchemaView, WorkerView
 from beltline.engines.moving import Level, MovedPage, Seal, Section
-from beltline.engines.sqlite import browsing, control, moving, place, settling, upkeep
+from beltline.engines.sqlite import browsing, control, moving, place, schema, settling, upkeep
 from beltline.engines.sqlite.ledger import Ledger
 from beltline.engines.sqlite.operations import Chore, Operation, Wait
 from beltline.engines.sqlite.reader import Look, Reader
@@ -400,6 +400,21 @@ class SqliteEngine:
         limits.integer("limit", limit, least=1, most=sys.maxsize)
         history_ms = ceil_ms(min(limits.seconds("history_s", history_s), 1e12))
         return await self._write(lambda tx: upkeep.retain(tx, history_ms, limit))
+
+    # ------------------------------------------------------------------------------------------------------ Migratable
+    async def schema(self) -> SchemaView:
+        return schema.look(self.path)
+
+    async def migrate(self, *, wait_s: float = 60.0, tell: Callable[[str], None] = lambda _: None) -> list[str]:
+        """Opening the file does it, in one transaction behind the side lock."""
+        missing = schema.look(self.path).missing
+        opened = self._shared is not None
+        await self.open()
+        if not opened:
+            await self.close()
+        for name in missing:
+            tell(f"{name} taken")
+        return list(missing)
 
     # --------------------------------------------------------------------------------------------------------- Movable
     @property

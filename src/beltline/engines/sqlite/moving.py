@@ -67,7 +67,7 @@ def _page(section: Section, things: list[Moved], limit: int, after: Callable[[],
     return MovedPage(section=section, things=things, after=str(after()) if len(things) == limit else "")
 
 
-def _queues(tx: Ledger, after: str, limit: int) -> MovedPage:
+def _queues(tx: Ledger, after: str, limit: int) -> MovedPage:  # noqa: ARG001 - one shape
     rows = tx.sql("SELECT q.name, q.spec, q.paused, t.done FROM queue q JOIN tally t ON t.queue = q.n ORDER BY q.n").fetchall()
     things: list[Moved] = [MovedQueue(name, spec, bool(paused), done) for name, spec, paused, done in rows]
     hand_outs = tx.sql("SELECT value FROM meta WHERE key = 'hand_outs'").get
@@ -174,7 +174,7 @@ def _message(tx: Ledger, row: tuple[Any, ...], attempts: tuple[MovedAttempt, ...
         expires=expires if waiting else None,
         started=started if tried else None,
         worker=_text(tx, worker) if tried else "",
-        ran=(ran or 0.0) if done else 0.0,
+        ran=ran if done else None,
         outcome=outcome if done else None,
         result=result if done else None,
         result_until=result_until if done else None,
@@ -213,7 +213,7 @@ _TAKE: dict[Section, Callable[[Ledger, str, int], MovedPage]] = {
 
 
 def _numbers(numbers: Iterable[int]) -> Any:
-    return apsw.carray(array("q", numbers))
+    return apsw.carray(array("q", [0, *numbers]))  # no row has the number 0; an array of nothing has no address SQLite would take
 
 
 def _text(tx: Ledger, n: int | None) -> str:
@@ -338,7 +338,7 @@ def _put_messages(tx: Ledger, messages: list[MovedMessage]) -> None:
                 m.expires,
                 m.started,
                 tx.number(WORKER, m.worker) if m.worker else None,
-                m.ran if m.state == State.DONE else None,
+                m.ran,
                 m.outcome,
                 result,
                 m.result_until,

@@ -14,9 +14,13 @@ Upgrade  MIGRATIONS, in order, each once, in one exclusive transaction. The name
          a *contract* step raises `min_reader`, and a reader below it refuses the file (EngineTooNew).
 """
 
+from pathlib import Path
+
 import apsw
 
 from beltline.core.errors import EngineForeign, EngineTooNew
+from beltline.core.views import SchemaView
+from beltline.engines.sqlite.trouble import explain
 
 APPLICATION_ID = 0x424C5431  # "BLT1"; at byte 68 of the file
 INLINE_BYTES = 1000  # above it, a second row costs less than rewriting this one at each change of state (figures: docs/decisions/0002)
@@ -77,6 +81,26 @@ CREATE TABLE audit(n INTEGER PRIMARY KEY, at INTEGER NOT NULL, move TEXT NOT NUL
 # (name, SQL, min_reader after it). Append only; the number of a step is its place from 1 and becomes PRAGMA user_version.
 MIGRATIONS: tuple[tuple[str, str, int], ...] = (("0001_expand_first_tables", _TABLES, 1),)
 SCHEMA = len(MIGRATIONS)
+
+
+def look(path: Path) -> SchemaView:
+    """What stands in the file, without changing anything. Raises EngineForeign, EngineTooNew, EngineUnavailable."""
+    names = tuple(name for name, _, _ in MIGRATIONS)
+    if not path.exists() or path.stat().st_size == 0:
+        return SchemaView(have=0, newest=SCHEMA, oldest=1, min_reader=0, missing=names)
+    try:
+        db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            check_version(db, str(path))
+            have = db.execute("PRAGMA user_version").get
+            min_reader = db.execute("SELECT value FROM meta WHERE key = 'min_reader'").get
+        finally:
+            db.close(True)
+    except apsw.NotADBError:
+        raise EngineForeign(f"{path} is not a Beltline queue.", why="Nothing in it was changed.", help="Give Beltline a path of its own.") from None
+    except apsw.Error as error:
+        raise explain(error, str(path), committing=False) from error
+    return SchemaView(have=have, newest=SCHEMA, oldest=1, min_reader=min_reader, missing=names[have:])
 
 
 def check_version(db: apsw.Connection, path: str) -> None:

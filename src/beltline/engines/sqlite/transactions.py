@@ -14,7 +14,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
@@ -313,7 +313,7 @@ def _now(time: Ratchet, ledger: Ledger) -> int:
 
 
 @contextlib.contextmanager
-def _plain(db: apsw.Connection) -> Iterator[None]:
+def _plain(db: apsw.Connection) -> Generator[None]:
     """Our statements see rows as they are, whatever the user has hung into his connection."""
     row_trace, exec_trace = db.row_trace, db.exec_trace
     db.row_trace = db.exec_trace = None
@@ -325,7 +325,7 @@ def _plain(db: apsw.Connection) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _savepoint(db: apsw.Connection) -> Iterator[None]:
+def _savepoint(db: apsw.Connection) -> Generator[None]:
     db.execute("SAVEPOINT beltline_send")
     try:
         yield

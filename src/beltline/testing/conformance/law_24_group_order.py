@@ -35,7 +35,6 @@ async def one_that_was_redriven_goes_before_one_that_comes_back(engine: Full) ->
         first, second = await kit.send(engine, *kit.messages(2, group="g"))
 
 
-
 async def priority_does_not_change_the_order_within_a_group(engine: Full) -> None:
     sent = await kit.send(engine, *(kit.message(group="g", priority=priority) for priority in (0, 100, -100, 50)))
     assert await kit.finish(engine) == [message.id for message in sent]

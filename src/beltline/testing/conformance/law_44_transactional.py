@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextvars import Context
 from typing import Protocol
 
@@ -25,7 +25,7 @@ class Both(Full, Transactional, Protocol):
 
 
 @contextlib.asynccontextmanager
-async def _begun(engine: Both) -> AsyncIterator[AsyncTransaction]:
+async def _begun(engine: Both) -> AsyncGenerator[AsyncTransaction]:
     transaction = await engine.atransaction()
     try:
         yield transaction

@@ -11,11 +11,13 @@ DECLARE
   v_grain bigint := CASE WHEN p_now IS NULL THEN 1000 ELSE 0 END;
   v_last bigint; v_skew bigint; v_seal int;
 BEGIN
-  IF current_setting('synchronous_commit') = 'off' AND current_setting('beltline.durability', true) IS DISTINCT FROM 'os' THEN
+  IF current_setting('synchronous_commit') IN ('off', 'local') THEN
     PERFORM set_config('synchronous_commit', 'on', true);   -- turned off since the engine looked: what is stored here is promised to be durable
   END IF;
   SELECT last, skew, seal INTO v_last, v_skew, v_seal FROM beltline.clock;
-  PERFORM beltline._unsealed(v_seal, p_allowed) WHERE v_seal > p_allowed;
+  IF v_seal > p_allowed THEN
+    PERFORM beltline._unsealed(v_seal, p_allowed);
+  END IF;
   IF v_raw + v_skew < v_last - 2 * v_grain THEN   -- less is the haste of two backends, not a clock that was set back
     UPDATE beltline.clock SET skew = last - v_raw WHERE v_raw + skew < last - 2 * v_grain;
     RETURN v_last;

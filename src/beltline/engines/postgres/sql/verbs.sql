@@ -343,7 +343,7 @@ CREATE FUNCTION beltline.receive(p_now bigint, p_queues text[], p_limit int, p_l
 DECLARE
   v_now bigint := beltline._now(p_now); v_queues int[] := beltline._queues(p_queues); v_until bigint := v_now + p_lease; v_worker int := beltline._worker(p_worker);
   v_count int := 0; v_found int; v_room int; v_again uuid[]; v_next bigint; q record;
-  v_memo bigint[]; v_seen bigint[]; v_clock bigint; v_began bigint; v_full boolean; v_from bigint; v_tids tid[]; v_lowest bigint;
+  v_memo bigint[]; v_seen bigint[]; v_clock bigint; v_began bigint; v_walked bigint; v_full boolean; v_from bigint; v_tids tid[]; v_lowest bigint;
 BEGIN
   IF array_position(v_queues, NULL) IS NOT NULL THEN
     RETURN QUERY SELECT 1, 0, NULL::uuid, p_queues[array_position(v_queues, NULL)], 0, 0, 0, 0::bigint, 0::bigint, 0::bigint, NULL::bytea, NULL::bytea;
@@ -382,16 +382,17 @@ BEGIN
       v_room := least(v_room, beltline._room(v_now, q.n));
     END IF;
     CONTINUE WHEN v_room < 1;
-    v_clock := extract(epoch FROM clock_timestamp()) * 1000000;
-    v_full := v_clock >= v_memo[2];
+    v_began := extract(epoch FROM clock_timestamp()) * 1000000;
+    v_full := v_began >= v_memo[2];
     v_from := CASE WHEN v_full THEN -9000000000000000000 ELSE v_memo[1] END;
+    v_walked := pg_stat_get_xact_tuples_returned('beltline.ready_pkey'::regclass);
     SELECT array_agg(x.ctid), min(x.rank) INTO v_tids, v_lowest FROM (
       SELECT r.ctid, r.rank FROM beltline.ready r WHERE r.queue = q.n AND r.rank >= v_from AND (r.expires IS NULL OR r.expires > v_now)
         ORDER BY r.rank, r.seq LIMIT v_room FOR UPDATE SKIP LOCKED) x;
-    v_began := v_clock;
-    v_clock := extract(epoch FROM clock_timestamp()) * 1000000;
+    v_walked := pg_stat_get_xact_tuples_returned('beltline.ready_pkey'::regclass) - v_walked - coalesce(cardinality(v_tids), 0);
     IF v_full THEN   -- dear means: many that are gone were walked through
-      v_memo[2] := CASE WHEN v_clock - v_began > 1000 + 20 * coalesce(cardinality(v_tids), 0) THEN v_clock + greatest(250000, 10 * (v_clock - v_began)) ELSE 0 END;
+      v_clock := extract(epoch FROM clock_timestamp()) * 1000000;
+      v_memo[2] := CASE WHEN v_walked > 2000 THEN v_clock + greatest(250000, 10 * (v_clock - v_began)) ELSE 0 END;
       v_memo[1] := coalesce(v_lowest, v_now - 2000);
     ELSE
       v_memo[1] := coalesce(v_lowest, v_memo[1]);
