@@ -170,9 +170,8 @@ async def _take(connection: Connection, address: Address, step: Migration) -> bo
         have, _ = await version(connection, address.schema)
         if have >= step.number:
             return False
-        if have == 0:
-            if not await _exists(connection, address.schema):
-                await connection.execute(statement(f"CREATE SCHEMA IF NOT EXISTS {address.schema}"))
+        if have == 0 and not await _exists(connection, address.schema):
+            await connection.execute(statement(f"CREATE SCHEMA IF NOT EXISTS {address.schema}"))
         await connection.execute(statement(in_schema(step.sql, address.schema)))
         await connection.execute(
             statement(

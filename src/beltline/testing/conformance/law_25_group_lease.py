@@ -1,6 +1,7 @@
 """A FIFO group has at most one lease, and a head that is held, waits or is dead blocks only its own group; what a dead head does is declared: hold the group, or skip to the next."""
 
 from beltline.core.capabilities import Order
+from beltline.core.outcome import Ack, Release, RetryAfter, Settled, Settlement
 from beltline.core.views import MessageFilter
 from beltline.testing.conformance import kit
 from beltline.testing.conformance.harness import Full, Time
@@ -116,6 +117,22 @@ async def an_empty_group_starts_anew(engine: Full) -> None:
     for _ in range(3):
         sent = await kit.send(engine, *kit.messages(2, group="g"))
         assert await kit.finish(engine) == [message.id for message in sent]
+
+
+async def a_hand_off_into_a_group_waits_for_its_head_that_comes_back_in_the_same_batch(engine: Full) -> None:
+    """Whatever order the engine writes a batch in, nobody may see the group without the one that stood for it."""
+    for end in (Release(), RetryAfter(delay_s=0.0, failure=kit.failure())):
+        first = await kit.send_one(engine, NEXT, group="g")
+        head = await kit.take_one(engine, NEXT)
+        await kit.send_one(engine, WORK)
+        before = await kit.take_one(engine, WORK)
+        follower = kit.message(NEXT, group="g")
+        batch = [Settlement(before.receipt, Ack(then=(follower,))), Settlement(head.receipt, end)]
+        assert await engine.settle(batch) == [Settled.DONE, Settled.DONE]
+        [again] = await kit.take(engine, NEXT)
+        assert again.message.id == first.id
+        await kit.ok(engine, again)
+        assert await kit.finish(engine, NEXT) == [follower.id]
 
 
 async def a_message_behind_the_head_can_be_cancelled(engine: Full) -> None:

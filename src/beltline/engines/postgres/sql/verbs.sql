@@ -578,17 +578,26 @@ BEGIN
   WITH gone AS (
     DELETE FROM beltline.lease l
       USING unnest(s_id, s_epoch, s_ran, s_op, s_ended, s_result, s_ttl, s_note) WITH ORDINALITY AS s(id, epoch, ran, op, ended, result, ttl, note, ord)
-      WHERE l.id = s.id AND l.epoch = s.epoch
-      RETURNING l.*, s.ran, coalesce(s.op, 0) AS op, coalesce(s.ended, 1) AS outcome, s.result, s.ttl, s.note, s.ord::int AS ord,
-        coalesce(s.op, 0) = 0 AND l.flags & 5 = 0 AND NOT coalesce(s.ord = ANY(g_parent), false) AS simple),
+      WHERE l.id = s.id AND l.epoch = s.epoch AND coalesce(s.op, 0) = 0 AND l.flags & 5 = 0 AND NOT coalesce(s.ord = ANY(g_parent), false)
+      RETURNING l.*, s.ran, coalesce(s.ended, 1) AS outcome, s.result, s.ttl, s.note, s.ord::int AS ord),
   finished AS (
     INSERT INTO beltline.done(id, ended, started, seq, result_until, queue, epoch, failed, lost, worker, ran, outcome, flags, why, error, result)
       SELECT id, v_now, started, seq, CASE WHEN flags & 2 = 0 AND result IS NOT NULL THEN v_now + ttl END, queue, epoch, failed, lost, worker, ran, outcome, flags, note, error,
-        CASE WHEN flags & 2 = 0 THEN result END FROM gone WHERE simple),
-  counted AS (INSERT INTO beltline.delta SELECT queue, 0, 0, -count(*), 0, count(*), 0 FROM gone WHERE simple GROUP BY queue)
-  SELECT array_agg(ord), array_agg(ord ORDER BY ord) FILTER (WHERE rest), array_agg(simple ORDER BY ord) FILTER (WHERE rest),
+        CASE WHEN flags & 2 = 0 THEN result END FROM gone),
+  counted AS (INSERT INTO beltline.delta SELECT queue, 0, 0, -count(*), 0, count(*), 0 FROM gone GROUP BY queue)
+  SELECT array_agg(ord), array_agg(ord ORDER BY ord) FILTER (WHERE rest),
       array_agg(ROW(2, false, queue, seq, id, rank, since, epoch, failed, lost, flags, NULL, NULL, error, due, started, worker)::beltline.fact ORDER BY ord) FILTER (WHERE rest)
-    INTO v_done, v_ord, v_fast, v_rest FROM (SELECT *, NOT simple OR flags & 2 <> 0 OR ord = ANY(p_parent) AS rest FROM gone) g;
+    INTO v_done, v_ord, v_rest FROM (SELECT *, flags & 2 <> 0 OR coalesce(ord = ANY(p_parent), false) AS rest FROM gone) g;
+  v_fast := array_fill(true, ARRAY[coalesce(cardinality(v_ord), 0)]);
+  IF coalesce(cardinality(v_done), 0) < cardinality(s_id) THEN
+    -- What is not simple stays leased until its turn: what an earlier one hands on into the same group must find it standing there.
+    WITH held AS (
+      SELECT s.ord::int AS ord, ROW(2, false, l.queue, l.seq, l.id, l.rank, l.since, l.epoch, l.failed, l.lost, l.flags, NULL, NULL, l.error, l.due, l.started, l.worker)::beltline.fact AS f
+        FROM unnest(s_id, s_epoch) WITH ORDINALITY AS s(id, epoch, ord) JOIN beltline.lease l ON l.id = s.id AND l.epoch = s.epoch FOR UPDATE OF l)
+    SELECT v_done || array_agg(ord) FILTER (WHERE NOT fast), array_agg(ord ORDER BY ord), array_agg(fast ORDER BY ord), array_agg(f ORDER BY ord)
+      INTO v_done, v_ord, v_fast, v_rest FROM (
+        SELECT ord, false AS fast, f FROM held UNION ALL SELECT v_ord[k], true, v_rest[k] FROM generate_subscripts(v_ord, 1) k) r;
+  END IF;
   IF EXISTS (SELECT FROM beltline.asked) THEN   -- an ack stands
     DELETE FROM beltline.asked a WHERE a.id IN (SELECT s_id[d] FROM unnest(v_done) d WHERE coalesce(s_op[d], 0) = 0);
   END IF;
@@ -610,6 +619,7 @@ BEGIN
     f := v_rest[i];
     o := v_ord[i];
     i := i + 1;
+    DELETE FROM beltline.lease WHERE id = f.id;
     IF f.flags & 2 <> 0 THEN
       SELECT array_append(v_runs, run) INTO v_runs FROM beltline.body WHERE id = f.id;
     END IF;
