@@ -1,7 +1,8 @@
 -- The four hot verbs: send, receive, settle, renew. Each is one call, one transaction, set by set; only what is rare goes row by row.
 --
 -- Plans are made once per connection and kept (force_generic_plan), and may not depend on how large a table was when they were made: every search goes through
--- an index (enable_seqscan off). `LIMIT` under `FOR UPDATE SKIP LOCKED` stands in ARRAY(…), which runs once; inside a join it might run again and lock more.
+-- an index, row by row (seqscan, hash and merge joins off: after a vacuum that could remove nothing a table looks empty, and reading its whole index looks cheap).
+-- `LIMIT` under `FOR UPDATE SKIP LOCKED` stands in ARRAY(…), which runs once; inside a join it might run again and lock more.
 -- What a caller may have done wrong comes back as an answer, never as an error: this may be a transaction of the user's.
 
 -- ------------------------------------------------------------------------------------------------------------- send
@@ -180,7 +181,7 @@ CREATE FUNCTION beltline.send(p_now bigint, p_guest boolean, p_queues text[], p_
   p_dedup_ms bigint[], p_run uuid[], p_chain int[], p_gather uuid[], p_part int[], p_head bytea[], p_body bytea[],
   g_id uuid[], g_run uuid[], g_chain text[], g_expected int[], g_on_dead smallint[], g_outer uuid[], g_outer_part int[], g_ttl bigint[], g_data bytea[], g_then int[],
   g_prefix bytea[], g_suffix bytea[])
-  RETURNS SETOF beltline.answer LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+  RETURNS SETOF beltline.answer LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 DECLARE
   v_now bigint := CASE WHEN p_guest THEN beltline._time(p_now) ELSE beltline._now(p_now) END;
   v_queues int[] := beltline._queues(p_queues);
@@ -338,7 +339,7 @@ END $$;
 -- kind 0: a delivery. 1: queue `task` is not declared. 2: nothing is there, and time alone will change that at `until` (NULL: not at all).
 CREATE FUNCTION beltline.receive(p_now bigint, p_queues text[], p_limit int, p_lease bigint, p_worker text)
   RETURNS TABLE(kind int, queue int, id uuid, task text, epoch int, failed int, lost int, sent bigint, until bigint, group_epoch bigint, head bytea, body bytea)
-  LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+  LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   v_now bigint := beltline._now(p_now); v_queues int[] := beltline._queues(p_queues); v_until bigint := v_now + p_lease; v_worker int := beltline._worker(p_worker);
@@ -492,7 +493,12 @@ END $$;
 
 -- Acks in one go: no group, no part, no gathers. p_ids: the messages, p_ords: their places in the batch. Their rows in `done` are written. Returns runs to be judged.
 CREATE FUNCTION beltline._pass(p_now bigint, p_ids uuid[], p_ords int[], p_ended smallint[], p_result bytea[], p_ttl bigint[], p_then beltline.item[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
-DECLARE v_runs uuid[]; v_mine uuid[]; v_others uuid[]; v_then beltline.item[] := p_then; v_new beltline.item[];
+DECLARE
+  v_runs uuid[]; v_mine uuid[]; v_foreign uuid[] := '{}'; v_others uuid[]; v_then beltline.item[] := p_then; v_new beltline.item[];
+  v_whole boolean := cardinality(p_ords) = cardinality(p_ended);   -- else pick: reading one value of a long array walks through those before it
+  v_ended smallint[] := CASE WHEN v_whole THEN p_ended ELSE ARRAY(SELECT p_ended[o] FROM unnest(p_ords) o) END;
+  v_result bytea[] := CASE WHEN v_whole OR p_result IS NULL THEN p_result ELSE ARRAY(SELECT p_result[o] FROM unnest(p_ords) o) END;
+  v_ttl bigint[] := CASE WHEN v_whole OR p_ttl IS NULL THEN p_ttl ELSE ARRAY(SELECT p_ttl[o] FROM unnest(p_ords) o) END;
 BEGIN
   SELECT array_agg(b.run ORDER BY i.ord) INTO v_runs FROM unnest(p_ids) WITH ORDINALITY AS i(id, ord) JOIN beltline.body b ON b.id = i.id;
   v_mine := array_remove(v_runs, NULL);
@@ -506,8 +512,9 @@ BEGIN
   IF v_then IS NOT NULL THEN
     v_new := beltline._only(v_then, beltline._store(p_now, v_then));
     PERFORM beltline._woken(queue) FROM (SELECT DISTINCT queue FROM unnest(v_new)) q;
-    IF EXISTS (SELECT FROM unnest(v_new) WHERE run IS NOT NULL AND NOT run = ANY(v_mine)) THEN
-      v_others := beltline._enter(p_now, (SELECT array_agg(ROW(n.*)::beltline.item) FROM unnest(v_new) n WHERE NOT run = ANY(v_mine)));
+    v_foreign := ARRAY(SELECT run FROM unnest(v_new) WHERE run IS NOT NULL EXCEPT SELECT unnest(v_mine));
+    IF v_foreign <> '{}' THEN   -- hardly ever: a hand-off into another run
+      v_others := beltline._enter(p_now, (SELECT array_agg(ROW(n.*)::beltline.item) FROM unnest(v_new) n WHERE run = ANY(v_foreign)));
     END IF;
   END IF;
   IF v_mine = '{}' THEN
@@ -517,8 +524,8 @@ BEGIN
   WITH net AS (
     SELECT run, sum(change) AS change, max(ended) AS ended, (array_agg(result) FILTER (WHERE result IS NOT NULL))[1] AS result,
         (array_agg(ttl) FILTER (WHERE result IS NOT NULL))[1] AS ttl FROM (
-      SELECT r.run, -1 AS change, p_ended[r.ord] AS ended, p_result[r.ord] AS result, p_ttl[r.ord] AS ttl FROM unnest(v_runs, p_ords) r(run, ord) WHERE r.run IS NOT NULL
-      UNION ALL SELECT n.run, 1, NULL, NULL, NULL FROM unnest(v_new) n WHERE n.run = ANY(v_mine)) changes
+      SELECT r.run, -1 AS change, r.ended, r.result, r.ttl FROM unnest(v_runs, v_ended, v_result, v_ttl) r(run, ended, result, ttl) WHERE r.run IS NOT NULL
+      UNION ALL SELECT n.run, 1, NULL, NULL, NULL FROM unnest(v_new) n WHERE n.run IS NOT NULL AND (v_foreign = '{}' OR NOT n.run = ANY(v_foreign))) changes
     GROUP BY run),
   judged AS (
     SELECT u.id, u.counted AS before, n.change, n.ended, CASE WHEN u.state < 3 THEN n.result END AS result, n.ttl,
@@ -545,7 +552,7 @@ CREATE FUNCTION beltline.settle(p_now bigint, p_guest boolean, s_id uuid[], s_ep
   p_dedup_ms bigint[], p_run uuid[], p_chain int[], p_gather uuid[], p_part int[], p_head bytea[], p_body bytea[],
   g_parent int[], g_id uuid[], g_run uuid[], g_chain text[], g_expected int[], g_on_dead smallint[], g_outer uuid[], g_outer_part int[], g_ttl bigint[], g_data bytea[],
   g_then int[], g_prefix bytea[], g_suffix bytea[])
-  RETURNS TABLE(done int[], woken text, refused text) LANGUAGE plpgsql SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+  RETURNS TABLE(done int[], woken text, refused text) LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   v_now bigint := CASE WHEN p_guest THEN beltline._time(p_now) ELSE beltline._now(p_now, 1) END;
@@ -660,7 +667,7 @@ END $$;
 
 -- `place`: of the receipts that still hold; `asked`: somebody wants it to stop.
 CREATE FUNCTION beltline.renew(p_now bigint, p_id uuid[], p_epoch int[], p_lease bigint) RETURNS TABLE(place int, asked boolean) LANGUAGE plpgsql
-  SET enable_seqscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+  SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE v_until bigint := beltline._now(p_now, 1) + p_lease;
 BEGIN
