@@ -1,7 +1,8 @@
 -- The four hot verbs: send, receive, settle, renew. Each is one call, one transaction, set by set; only what is rare goes row by row.
 --
 -- Plans are made once per connection and kept (force_generic_plan), and may not depend on how large a table was when they were made: every search goes through
--- an index, row by row (seqscan, hash and merge joins off: after a vacuum that could remove nothing a table looks empty, and reading its whole index looks cheap).
+-- an index, row by row (seqscan, hash and merge joins off, OFFSET 0 as a fence): to the planner a table that was empty when vacuum looked at it is still empty, and
+-- reading its whole index looks cheap.
 -- `LIMIT` under `FOR UPDATE SKIP LOCKED` stands in ARRAY(…), which runs once; inside a join it might run again and lock more.
 -- What a caller may have done wrong comes back as an answer, never as an error: this may be a transaction of the user's.
 
@@ -375,7 +376,8 @@ BEGIN
     IF q.over THEN
       v_again := ARRAY(SELECT beltline._over(v_now, q.n, p_limit - v_count, p_lease, v_worker, v_from));
       RETURN QUERY SELECT 0, i, l.id, b.task, l.epoch, l.failed, l.lost, b.sent, l.due, CASE WHEN l.flags & 1 <> 0 THEN nextval('beltline.hand_out') ELSE 0 END, b.head, b.body
-        FROM unnest(v_again) WITH ORDINALITY AS a(id, ord) JOIN beltline.lease l ON l.id = a.id JOIN beltline.body b ON b.id = l.id ORDER BY a.ord;
+        FROM unnest(v_again) WITH ORDINALITY AS a(id, ord) CROSS JOIN LATERAL (SELECT * FROM beltline.lease x WHERE x.id = a.id OFFSET 0) l
+          CROSS JOIN LATERAL (SELECT task, sent, head, body FROM beltline.body y WHERE y.id = a.id OFFSET 0) b ORDER BY a.ord;
       v_count := v_count + cardinality(v_again);
     END IF;
     v_room := p_limit - v_count;
@@ -415,7 +417,7 @@ BEGIN
       counted AS (
         INSERT INTO beltline.delta SELECT q.n, -count(*), 0, count(*), 0, 0, -count(*) FILTER (WHERE beltline._is_parked(t.why)) FROM taken t HAVING count(*) > 0)
       SELECT 0, i, t.id, b.task, t.epoch + 1, t.failed, t.lost, b.sent, v_until, CASE WHEN t.flags & 1 <> 0 THEN nextval('beltline.hand_out') ELSE 0 END, b.head, b.body
-        FROM taken t JOIN beltline.body b ON b.id = t.id ORDER BY t.rank, t.seq;
+        FROM taken t CROSS JOIN LATERAL (SELECT task, sent, head, body FROM beltline.body x WHERE x.id = t.id OFFSET 0) b ORDER BY t.rank, t.seq;
     GET DIAGNOSTICS v_found = ROW_COUNT;
     v_count := v_count + v_found;
   END LOOP;
@@ -500,7 +502,7 @@ DECLARE
   v_result bytea[] := CASE WHEN v_whole OR p_result IS NULL THEN p_result ELSE ARRAY(SELECT p_result[o] FROM unnest(p_ords) o) END;
   v_ttl bigint[] := CASE WHEN v_whole OR p_ttl IS NULL THEN p_ttl ELSE ARRAY(SELECT p_ttl[o] FROM unnest(p_ords) o) END;
 BEGIN
-  SELECT array_agg(b.run ORDER BY i.ord) INTO v_runs FROM unnest(p_ids) WITH ORDINALITY AS i(id, ord) JOIN beltline.body b ON b.id = i.id;
+  SELECT array_agg(b.run ORDER BY i.ord) INTO v_runs FROM unnest(p_ids) WITH ORDINALITY AS i(id, ord) CROSS JOIN LATERAL (SELECT run FROM beltline.body x WHERE x.id = i.id OFFSET 0) b;
   v_mine := array_remove(v_runs, NULL);
   IF v_mine <> '{}' THEN
     PERFORM beltline._runs(v_mine);
@@ -530,7 +532,7 @@ BEGIN
   judged AS (
     SELECT u.id, u.counted AS before, n.change, n.ended, CASE WHEN u.state < 3 THEN n.result END AS result, n.ttl,
         CASE WHEN u.state >= 3 THEN u.state WHEN u.open + n.change > 0 THEN 0 WHEN u.dead > 0 THEN 2 WHEN coalesce(n.ended, u.last) IN (2, 3) THEN 4 ELSE 1 END AS state
-      FROM net n JOIN beltline.run u ON u.id = n.run WHERE n.change <> 0 OR n.result IS NOT NULL),
+      FROM net n CROSS JOIN LATERAL (SELECT * FROM beltline.run x WHERE x.id = n.run OFFSET 0) u WHERE n.change <> 0 OR n.result IS NOT NULL),
   written AS (
     UPDATE beltline.run r SET open = r.open + j.change, last = coalesce(j.ended, r.last), state = j.state, counted = j.state,
         ended = CASE WHEN j.state = j.before THEN r.ended WHEN j.state IN (0, 2) THEN 0 ELSE p_now END,
@@ -560,7 +562,7 @@ DECLARE
   v_items beltline.item[]; v_gathers beltline.opened[]; v_then beltline.item[];
   v_done int[]; v_runs uuid[]; v_rest beltline.fact[]; v_ord int[]; v_fast boolean[]; f beltline.fact; o int; i int := 1; j int;
   v_ended smallint[] := coalesce(s_ended, array_fill(1::smallint, ARRAY[coalesce(cardinality(s_id), 0)]));
-  v_lost boolean; v_mine beltline.opened[];
+  v_lost boolean; v_whole boolean; v_mine beltline.opened[];
 BEGIN
   IF p_guest THEN
     PERFORM set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN ('off', 'local');
@@ -582,29 +584,38 @@ BEGIN
     v_gathers := beltline._gathers(v_items, g_parent, g_id, g_run, g_chain, g_expected, g_on_dead, g_outer, g_outer_part, g_ttl, g_data, g_then, g_prefix, g_suffix);
     v_items := v_items[1 : coalesce(cardinality(v_items), 0) - p_templates];
   END IF;
-  WITH gone AS (
-    DELETE FROM beltline.lease l
-      USING unnest(s_id, s_epoch, s_ran, s_op, s_ended, s_result, s_ttl, s_note) WITH ORDINALITY AS s(id, epoch, ran, op, ended, result, ttl, note, ord)
-      WHERE l.id = s.id AND l.epoch = s.epoch AND coalesce(s.op, 0) = 0 AND l.flags & 5 = 0 AND NOT coalesce(s.ord = ANY(g_parent), false)
-      RETURNING l.*, s.ran, coalesce(s.ended, 1) AS outcome, s.result, s.ttl, s.note, s.ord::int AS ord),
+  -- Held: looked up one by one, whatever the planner believes of the table (OFFSET 0), and locked. `simple`: acks without group, part and gathers.
+  SELECT array_agg(h.ord ORDER BY h.ord), array_agg(h.f ORDER BY h.ord), array_agg(h.simple ORDER BY h.ord) INTO v_done, v_rest, v_fast FROM (
+    SELECT s.ord::int AS ord, coalesce(s.op, 0) = 0 AND l.flags & 5 = 0 AND NOT coalesce(s.ord = ANY(g_parent), false) AS simple,
+        ROW(2, false, l.queue, l.seq, l.id, l.rank, l.since, l.epoch, l.failed, l.lost, l.flags, NULL, NULL, l.error, l.due, l.started, l.worker)::beltline.fact AS f
+      FROM unnest(s_id, s_epoch, s_op) WITH ORDINALITY AS s(id, epoch, op, ord)
+        CROSS JOIN LATERAL (SELECT * FROM beltline.lease x WHERE x.id = s.id AND x.epoch = s.epoch OFFSET 0 FOR UPDATE) l) h;
+  IF v_done IS NULL THEN
+    RETURN QUERY SELECT '{}'::int[], '', NULL::text;
+    RETURN;
+  END IF;
+  v_whole := cardinality(v_done) = cardinality(s_id);
+  WITH simple AS MATERIALIZED (
+    SELECT f.* FROM unnest(v_rest, v_fast,
+        CASE WHEN v_whole THEN s_ran ELSE ARRAY(SELECT s_ran[o] FROM unnest(v_done) o) END,
+        CASE WHEN v_whole THEN v_ended ELSE ARRAY(SELECT v_ended[o] FROM unnest(v_done) o) END,
+        CASE WHEN v_whole OR s_result IS NULL THEN s_result ELSE ARRAY(SELECT s_result[o] FROM unnest(v_done) o) END,
+        CASE WHEN v_whole OR s_ttl IS NULL THEN s_ttl ELSE ARRAY(SELECT s_ttl[o] FROM unnest(v_done) o) END,
+        CASE WHEN v_whole OR s_note IS NULL THEN s_note ELSE ARRAY(SELECT s_note[o] FROM unnest(v_done) o) END)
+      AS f(state, blocked, queue, seq, id, rank, since, epoch, failed, lost, flags, expires, why, error, due, started, worker, simple, ran, outcome, result, ttl, note)
+      WHERE simple),
+  gone AS (DELETE FROM beltline.lease l WHERE l.id = ANY(ARRAY(SELECT id FROM simple))),
   finished AS (
     INSERT INTO beltline.done(id, ended, started, seq, result_until, queue, epoch, failed, lost, worker, ran, outcome, flags, why, error, result)
       SELECT id, v_now, started, seq, CASE WHEN flags & 2 = 0 AND result IS NOT NULL THEN v_now + ttl END, queue, epoch, failed, lost, worker, ran, outcome, flags, note, error,
-        CASE WHEN flags & 2 = 0 THEN result END FROM gone),
-  counted AS (INSERT INTO beltline.delta SELECT queue, 0, 0, -count(*), 0, count(*), 0 FROM gone GROUP BY queue)
-  SELECT array_agg(ord), array_agg(ord ORDER BY ord) FILTER (WHERE rest),
-      array_agg(ROW(2, false, queue, seq, id, rank, since, epoch, failed, lost, flags, NULL, NULL, error, due, started, worker)::beltline.fact ORDER BY ord) FILTER (WHERE rest)
-    INTO v_done, v_ord, v_rest FROM (SELECT *, flags & 2 <> 0 OR coalesce(ord = ANY(p_parent), false) AS rest FROM gone) g;
-  v_fast := array_fill(true, ARRAY[coalesce(cardinality(v_ord), 0)]);
-  IF coalesce(cardinality(v_done), 0) < cardinality(s_id) THEN
-    -- What is not simple stays leased until its turn: what an earlier one hands on into the same group must find it standing there.
-    WITH held AS (
-      SELECT s.ord::int AS ord, ROW(2, false, l.queue, l.seq, l.id, l.rank, l.since, l.epoch, l.failed, l.lost, l.flags, NULL, NULL, l.error, l.due, l.started, l.worker)::beltline.fact AS f
-        FROM unnest(s_id, s_epoch) WITH ORDINALITY AS s(id, epoch, ord) JOIN beltline.lease l ON l.id = s.id AND l.epoch = s.epoch FOR UPDATE OF l)
-    SELECT v_done || array_agg(ord) FILTER (WHERE NOT fast), array_agg(ord ORDER BY ord), array_agg(fast ORDER BY ord), array_agg(f ORDER BY ord)
-      INTO v_done, v_ord, v_fast, v_rest FROM (
-        SELECT ord, false AS fast, f FROM held UNION ALL SELECT v_ord[k], true, v_rest[k] FROM generate_subscripts(v_ord, 1) k) r;
-  END IF;
+        CASE WHEN flags & 2 = 0 THEN result END FROM simple)
+  INSERT INTO beltline.delta SELECT queue, 0, 0, -count(*), 0, count(*), 0 FROM simple GROUP BY queue;
+  -- What is not simple stays leased until its turn: what an earlier one hands on into the same group must find it standing there.
+  SELECT array_agg(r.ord ORDER BY r.ord), array_agg(r.simple ORDER BY r.ord),
+      array_agg(ROW(state, blocked, queue, seq, id, rank, since, epoch, failed, lost, flags, expires, why, error, due, started, worker)::beltline.fact ORDER BY r.ord)
+    INTO v_ord, v_fast, v_rest FROM unnest(v_rest, v_fast, v_done)
+      AS r(state, blocked, queue, seq, id, rank, since, epoch, failed, lost, flags, expires, why, error, due, started, worker, simple, ord)
+    WHERE NOT r.simple OR r.flags & 2 <> 0 OR coalesce(r.ord = ANY(p_parent), false);
   IF EXISTS (SELECT FROM beltline.asked) THEN   -- an ack stands
     DELETE FROM beltline.asked a WHERE a.id IN (SELECT s_id[d] FROM unnest(v_done) d WHERE coalesce(s_op[d], 0) = 0);
   END IF;
@@ -669,10 +680,10 @@ END $$;
 CREATE FUNCTION beltline.renew(p_now bigint, p_id uuid[], p_epoch int[], p_lease bigint) RETURNS TABLE(place int, asked boolean) LANGUAGE plpgsql
   SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
-DECLARE v_until bigint := beltline._now(p_now, 1) + p_lease;
+DECLARE v_until bigint := beltline._now(p_now, 1) + p_lease; v_ids uuid[]; v_ords int[];
 BEGIN
-  RETURN QUERY
-    WITH held AS (
-      UPDATE beltline.lease l SET due = v_until FROM unnest(p_id, p_epoch) WITH ORDINALITY AS r(id, epoch, ord) WHERE l.id = r.id AND l.epoch = r.epoch RETURNING l.id, r.ord)
-    SELECT h.ord::int, EXISTS (SELECT FROM beltline.asked a WHERE a.id = h.id) FROM held h;
+  SELECT array_agg(l.id), array_agg(r.ord::int) INTO v_ids, v_ords FROM unnest(p_id, p_epoch) WITH ORDINALITY AS r(id, epoch, ord)
+    CROSS JOIN LATERAL (SELECT id FROM beltline.lease x WHERE x.id = r.id AND x.epoch = r.epoch OFFSET 0 FOR UPDATE) l;
+  UPDATE beltline.lease SET due = v_until WHERE id = ANY(v_ids);
+  RETURN QUERY SELECT h.ord, EXISTS (SELECT FROM beltline.asked a WHERE a.id = h.id) FROM unnest(v_ids, v_ords) h(id, ord);
 END $$;
