@@ -21,7 +21,7 @@ from beltline.engines.protocol import Movable
 
 FIRST_PAGE = 100
 MOST_THINGS, MOST_BYTES = 2000, 4_000_000  # of a page: one transaction of the target, and twice as much memory here
-GRACE_S = 5.0  # for a transaction that just happens to be open in the target: anybody's look, a hint
+GRACE_S = 2.0  # for a transaction that just happens to be open: anybody's look, a hint
 LOOK_S = 0.1  # between two looks at what is waited for
 TELL_S = 1.0  # between two lines of progress
 
@@ -81,7 +81,7 @@ class Mover:
         if target is None:
             target = Seal(move=self._new_id, level=Level.FILLING, other=self._source.shown)
             target = await self._set(self._target, None, target)
-            waits_for = await self._ended(self._target, time.monotonic() + max(self._wait_s, GRACE_S))
+            waits_for = await self._ended(self._target, time.monotonic() + self._wait_s)
             free = not waits_for and await self._target.empty()
             if not free:
                 await self._target.set_seal(target, None)
@@ -104,6 +104,7 @@ class Mover:
     async def _ended(self, store: Movable, deadline: float) -> str:
         """Wait for the transactions that began before a seal. Returns what is still there at the deadline."""
         before = await store.underway()
+        deadline = max(deadline, time.monotonic() + GRACE_S)
         while left := before & await store.underway():
             if time.monotonic() >= deadline:
                 return f"{len(left)} open transactions, among them {min(left)}"
