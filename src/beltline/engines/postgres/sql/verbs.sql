@@ -230,7 +230,7 @@ CREATE FUNCTION beltline._memo(p_queue int) RETURNS bigint[] LANGUAGE sql STABLE
 $$;
 
 -- What time has brought to a queue since p_from: due -> ready, expired -> done. Pages of 500; what is left over waits for the next one. Returns how many moved.
-CREATE FUNCTION beltline._turn(p_now bigint, p_queue int, p_from bigint DEFAULT -9000000000000000000) RETURNS int LANGUAGE plpgsql AS $$
+CREATE FUNCTION beltline._turn(p_now bigint, p_queue int, p_from bigint DEFAULT -9000000000000000000, p_expire boolean DEFAULT true) RETURNS int LANGUAGE plpgsql AS $$
 DECLARE v_moved int := 0; v_page int; v_id uuid; f beltline.fact;
 BEGIN
   FOR i IN 1..40 LOOP
@@ -248,6 +248,9 @@ BEGIN
       SELECT ctid FROM beltline.blocked WHERE queue = p_queue AND was = 0 AND since BETWEEN p_from AND p_now LIMIT 5000 FOR UPDATE SKIP LOCKED)) RETURNING 1),
     c AS (INSERT INTO beltline.delta SELECT p_queue, count(*), -count(*), 0, 0, 0, 0 FROM due HAVING count(*) > 0)
     SELECT v_moved + count(*) INTO v_moved FROM due;
+  IF NOT p_expire THEN
+    RETURN v_moved;
+  END IF;
   FOR v_id IN SELECT id FROM (
       (SELECT id, expires, seq FROM beltline.ready WHERE queue = p_queue AND expires IS NOT NULL AND expires BETWEEN p_from AND p_now ORDER BY expires LIMIT 5000)
       UNION ALL (SELECT id, expires, seq FROM beltline.delayed WHERE queue = p_queue AND expires IS NOT NULL AND expires BETWEEN p_from AND p_now ORDER BY expires LIMIT 5000)
@@ -312,7 +315,7 @@ DECLARE
 BEGIN
   PERFORM FROM beltline.queue q WHERE q.n IN (SELECT feed FROM beltline.feed WHERE queue = p_queue) ORDER BY q.n FOR NO KEY UPDATE;
   FOR v_feed IN SELECT f.feed, f.fan_out, q.high_water, q.low_water FROM beltline.feed f JOIN beltline.queue q ON q.n = f.feed WHERE f.queue = p_queue ORDER BY f.feed LOOP
-    PERFORM beltline._turn(p_now, v_feed.feed, (beltline._memo(v_feed.feed))[3]);
+    PERFORM beltline._turn(p_now, v_feed.feed, (beltline._memo(v_feed.feed))[3], false);
     v_low := least(v_feed.high_water, CASE WHEN v_feed.low_water = 'Infinity' THEN v_feed.high_water / 2 ELSE v_feed.low_water END);
     SELECT sum(CASE WHEN t.queue = v_feed.feed THEN t.ready ELSE 0 END) + sum(t.leased * coalesce(f.fan_out, 0)) INTO v_load FROM (
         SELECT queue, ready, leased FROM beltline.tally WHERE queue = v_feed.feed OR queue IN (SELECT queue FROM beltline.feed WHERE feed = v_feed.feed)
