@@ -11,4 +11,4 @@ pytestmark = pytest.mark.timeout(3600)  # as long as the histories asked for tak
 
 TestMemory = machine.case(MemoryHarness)
 TestSqlite = machine.case(SqliteHarness, oracle=MemoryHarness)
-TestPostgres = pytest.mark.xfail(reason="known defect: one fixed history still differs from memory", strict=False)(machine.case(PostgresHarness, oracle=MemoryHarness))
+TestPostgres = machine.case(PostgresHarness, oracle=MemoryHarness)

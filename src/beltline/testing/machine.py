@@ -286,11 +286,16 @@ class EngineMachine(RuleBasedStateMachine):
         assert len(set(ids)) == len(ids), "I4: one receive gave a message twice"
 
     def _received(self, delivery: Delivery, now: float) -> None:
-        message, view = delivery.message, self.views[delivery.message.id]
+        message, view = delivery.message, self.views.get(delivery.message.id)
+        if view is None:  # the last part of a gather became poison in this very receive, which sent the message that was waiting for it
+            assert message.id in self.followers, "I2: a message nobody sent"
+            self.admit(message)
+            self.order[message.id] = len(self.order)
+        else:
+            assert view.state == "ready" or view.due_at <= now, f"I5: handed out while it was {view.state}"
+            assert (delivery.failed, delivery.lost) >= (view.failed, view.lost)
         assert message.id in self.sent, "I2: a message nobody sent"
         assert delivery.receipt.epoch == self.epochs.get(message.id, 0) + 1, "I4: the epoch grows by one at every hand-out"
-        assert view.state == "ready" or view.due_at <= now, f"I5: handed out while it was {view.state}"
-        assert (delivery.failed, delivery.lost) >= (view.failed, view.lost)
         self.epochs[message.id] = delivery.receipt.epoch
         self.deliveries.append(delivery)
         if message.group is not None:
