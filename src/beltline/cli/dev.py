@@ -72,8 +72,10 @@ def dev(session: Session, app_name: str | None, queues: tuple[str, ...], folders
 
 async def _serve(session: Session, folders: Sequence[Path]) -> int | None:
     """The worker's exit code, or None when it shall start again."""
+    from beltline.worker.reload import forget_compiled, write_no_compiled
     from beltline.worker.serve import serve
 
+    write_no_compiled()
     stop, over = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
     running: list[Supervisor] = []
@@ -81,6 +83,7 @@ async def _serve(session: Session, folders: Sequence[Path]) -> int | None:
     settled = asyncio.Event()  # something changed while no worker ran
 
     def take(changed: set[str]) -> None:
+        forget_compiled(changed)
         settings = [name for name in changed if name.endswith(SETTINGS)]
         item = Changed(files=sorted(_short(name) for name in changed), restarts="worker" if settings or not running else "runners")
         session.out.stream(
