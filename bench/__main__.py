@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from bench import postgres, rig
+from bench import flow, postgres, rig
 
 FIGURES: dict[str, Callable[[argparse.Namespace], None]] = {}
 
@@ -214,15 +214,18 @@ def figure_start(given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=sorted([*FIGURES, *postgres.FIGURES]))
+    parser.add_argument("--only", nargs="*", choices=sorted([*FIGURES, *flow.FIGURES, *postgres.FIGURES]))
     parser.add_argument("--engine", default="", help="URL of the engine, or `postgres` (default: a fresh SQLite file for each figure)")
     parser.add_argument("--server", default="wheel", choices=["wheel", "system"], help="which PostgreSQL `--engine postgres` starts")
     parser.add_argument("--pinned", type=float, default=60.0, help="seconds for which `pinned` holds vacuum back")
     parser.add_argument("--durability", default="disk", choices=["disk", "os", "memory"])
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long `limiter` looks")
+    parser.add_argument("--stuck", type=int, default=100_000, help="messages behind closed limits in `behind_limits`")
+    parser.add_argument("--messages", type=int, default=1_000_000, help="of one tenant in `fair`")
     parser.add_argument("--depth", type=int, default=6, choices=[4, 6, 7], help="7 also loads 10,000,000 messages")
     given = parser.parse_args()
     with postgres.engine(given):
-        known = FIGURES | (postgres.FIGURES if given.engine.startswith("postgres") else {})
+        known = FIGURES | flow.FIGURES | (postgres.FIGURES if given.engine.startswith("postgres") else {})
         for name in given.only or known:
             try:
                 known[name](given)

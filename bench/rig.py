@@ -68,6 +68,11 @@ def place(url: str, durability: str, slots: int) -> Iterator[Place]:
             made.marks.close()
 
 
+def adopt(at: Place) -> None:
+    """Let this very process use the place: before bench.tasks is imported here."""
+    os.environ.update({name: value for name, value in at.environ.items() if name.startswith("BENCH_")})
+
+
 @contextmanager
 def fresh(url: str) -> Iterator[str]:
     """A store with nothing in it at this URL."""
@@ -83,10 +88,10 @@ def fresh(url: str) -> Iterator[str]:
 
 
 @contextmanager
-def worker(at: Place, queues: Sequence[str], runners: int = 2) -> Iterator["subprocess.Popen[bytes]"]:
+def worker(at: Place, queues: Sequence[str], runners: int = 2, app: str = "bench.tasks:app") -> Iterator["subprocess.Popen[bytes]"]:
     """A real `beltline worker` with its runner processes; stopped by SIGTERM, killed if it does not stop."""
     chosen = [part for queue in queues for part in ("-q", queue)]
-    command = [sys.executable, "-m", "beltline", "worker", "bench.tasks:app", *chosen, "--runners", str(runners)]
+    command = [sys.executable, "-m", "beltline", "worker", app, *chosen, "--runners", str(runners)]
     process = subprocess.Popen(command, env=at.environ, stdout=subprocess.DEVNULL, cwd=Path(__file__).parent.parent)
     try:
         yield process

@@ -58,4 +58,16 @@ async def third(n: int) -> int:
     return n
 
 
+BUSY_S = 0.6
+
+
+@app.task
+def busy(n: int) -> None:
+    """Marks slot `n` with the instant of its start and keeps its slot for BUSY_S."""
+    _mark(marks, 8 * n, time.monotonic())
+    time.sleep(BUSY_S)
+
+
+app.queue("busy", target=float(os.environ.get("BENCH_TARGET_S", "5")))
+
 line = app.chain("bench", first >> second >> third)

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from beltline import App, KillSwitch
 from beltline.config import load, shown, unknown_variables
 from beltline.core.capabilities import Durability
-from beltline.core.config import DEFAULT_URL, KEYS, Config, Setting, Slots, duration, merge, queue_slots, redact, slots
+from beltline.core.config import DEFAULT_URL, KEYS, Config, Setting, Slots, merge, queue_slots, redact, slots
 from beltline.core.errors import ConfigInvalid, NameInvalid
+from beltline.core.limits import duration
 
 
 def configured(folder: Path, flags: dict[str, object] | None = None, environ: dict[str, str] | None = None, **more: object) -> Config:
@@ -218,3 +220,43 @@ def test_queue_and_slots_in_one_word():
 )
 def test_urls_are_shown_without_their_password(url, fit):
     assert redact(url) == fit
+
+
+def test_a_queue_is_given_limits_and_a_kill_switch(tmp_path):
+    (tmp_path / "beltline.toml").write_text(
+        'queues.mail = { limits = ["api", "disk"], kill_switch = true }\n[queues.push]\nlimits = "api"\nkill_switch = { share = 0.2, pause = "5m", window_s = 30 }\n'
+    )
+    config = configured(tmp_path)
+    assert (config.queues["mail"].limits, config.queues["mail"].kill_switch) == (("api", "disk"), KillSwitch())
+    assert (config.queues["push"].limits, config.queues["push"].kill_switch) == (("api",), KillSwitch(share=0.2, pause_s=300.0, window_s=30.0))
+    assert config.origin("queues.push.kill_switch") == "beltline.toml:4"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'limits = ["no name"]',
+        "limits = 5",
+        "kill_switch = false",
+        "kill_switch = { shares = 0.5 }",
+        "kill_switch = { share = 2.0 }",
+        'kill_switch = { pause = "soon" }',
+        "kill_switch = { least = 1.5 }",
+    ],
+)
+def test_limits_and_kill_switches_that_cannot_be_are_refused(tmp_path, line):
+    (tmp_path / "beltline.toml").write_text(f"[queues.mail]\n{line}\n")
+    with pytest.raises(ConfigInvalid) as caught:
+        configured(tmp_path)
+    assert caught.value.origin == "beltline.toml:2"
+
+
+def test_what_the_configuration_says_of_limits_is_laid_over_the_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beltline.toml").write_text("queues.mail = { limits = 'api', kill_switch = { least = 5 } }\n")
+    app = App("memory://")
+    app.limit("api", rate=5)
+    app.limit("disk", rate=5)
+    app.queue("mail", limits=["disk"])
+    [spec] = app.specs()
+    assert (spec.limits, spec.kill_switch) == (("api",), KillSwitch(least=5))

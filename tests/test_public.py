@@ -12,6 +12,7 @@ import beltline
 HEAVY = (
     "apsw",
     "click",
+    "cronsim",
     "psutil",
     "sqlite3",
     "pydantic",
@@ -23,6 +24,7 @@ HEAVY = (
     "beltline.worker",
     "beltline.cli",
     "http.server",
+    "zoneinfo",
 )
 
 

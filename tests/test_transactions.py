@@ -57,6 +57,26 @@ def test_a_message_exists_when_the_transaction_commits(app: App, mail: Task[[str
     assert ready(app, mail) == 1
 
 
+def test_limits_and_tenants_go_into_the_transaction_and_limits_are_declared_before_it(
+    app: App, mail: Task[[str], str], mine: apsw.Connection
+) -> None:
+    app.limit("api", concurrency=1)
+
+    @app.task(limits=["api"], tenant="to", unique_key="to", queue="mail")
+    def push(to: str) -> None: ...
+
+    mine.execute("BEGIN IMMEDIATE")
+    with pytest.raises(HandleMisused, match="not declared yet"):
+        push.with_options(connection=mine).send("ada")
+    mine.execute("ROLLBACK")
+    app.blocking(app.ready())
+    mine.execute("BEGIN IMMEDIATE")
+    first, second = (push.with_options(connection=mine).send("ada") for _ in range(2))
+    mine.execute("COMMIT")
+    assert (first.id, first.new, second.new) == (second.id, True, False)
+    assert ready(app, mail) == 1
+
+
 def test_the_short_spelling_means_the_same(app: App, mail: Task[[str], str], mine: apsw.Connection) -> None:
     mine.execute("BEGIN IMMEDIATE")
     mail.send("ada", connection=mine)  # type: ignore[call-arg]  # type checkers know the other spelling only

@@ -33,8 +33,8 @@ RUN = "0199aa3e5c0a7b1c8e2f4d6a9b0c1d2e"
 
 WORDS: dict[str, Words] = {
     "BLT-100": Words(
-        "The calling program, or the command line, asked for something that cannot be. This class is also the base of all codes that begin with BLT-1 and "
-        "BLT-2: `except UsageError` catches your own mistakes and nothing else.",
+        "The calling program, or the command line, asked for something that cannot be. This class is also the base of all codes that begin with BLT-1, "
+        "BLT-2 and BLT-6: `except UsageError` catches your own mistakes and nothing else.",
         "No. It is raised before anything is written.",
         "Mend the call. Repeating it as it is cannot help, so never retry on it.",
         errors.UsageError("tasks has no App called 'ap'.", help="Apps there: app."),
@@ -127,6 +127,13 @@ WORDS: dict[str, Words] = {
         "No.",
         "Call `current()` in the task and hand its values on. In a test, call the part of the code that does not need it.",
         errors.NoDelivery(),
+    ),
+    "BLT-601": Words(
+        "A schedule can never be due as it is written: a cron expression that is none, or that no date fits; a time zone nobody knows; both `cron` and `every`; "
+        "an interval below a second. Also: two schedules of one app with one name.",
+        "No. It is raised where the schedule is declared or added. A schedule that was stored by a host with newer time zones keeps this text as its error and is looked at again every minute.",
+        "Correct it. `beltline schedule next --cron '30 2 * * *' --tz Europe/Berlin` prints when an expression is due, changes of the clock marked.",
+        errors.ScheduleInvalid("nightly", "There is no time zone 'Europe/Berlim'.", help="Did you mean 'Europe/Berlin'?"),
     ),
     "BLT-301": Words(
         "The queue has a bound (`max_backlog`) and this send would lift it above. Nobody is at fault: the workers are slower than the senders. "

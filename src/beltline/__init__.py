@@ -21,8 +21,10 @@ if TYPE_CHECKING:  # what type checkers and editors see; _PLACES below is the sa
         TaskFailed,
         UsageError,
     )
+    from beltline.core.flow import KillSwitch
     from beltline.core.retry import Retry
     from beltline.handles import Handle
+    from beltline.limiting import Limited, Unique
     from beltline.resources import inject
     from beltline.tasks import Task
     from beltline.worker.serve import Worker
@@ -38,6 +40,8 @@ __all__ = [
     "EngineUnavailable",
     "Handle",
     "InvalidArguments",
+    "KillSwitch",
+    "Limited",
     "NotFound",
     "QueueFull",
     "Reject",
@@ -48,6 +52,7 @@ __all__ = [
     "Snooze",
     "Task",
     "TaskFailed",
+    "Unique",
     "UsageError",
     "Worker",
     "__version__",
@@ -66,6 +71,8 @@ _PLACES = {
     "EngineUnavailable": "beltline.core.errors",
     "Handle": "beltline.handles",
     "InvalidArguments": "beltline.core.errors",
+    "KillSwitch": "beltline.core.flow",
+    "Limited": "beltline.limiting",
     "NotFound": "beltline.core.errors",
     "QueueFull": "beltline.core.errors",
     "Reject": "beltline.core.asks",
@@ -76,6 +83,7 @@ _PLACES = {
     "Snooze": "beltline.core.asks",
     "Task": "beltline.tasks",
     "TaskFailed": "beltline.core.errors",
+    "Unique": "beltline.limiting",
     "UsageError": "beltline.core.errors",
     "Worker": "beltline.worker.serve",
     "branch": "beltline.chains",

@@ -5,19 +5,21 @@ import importlib.util
 import math
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 
 from msgspec import structs
 
 from beltline.chains import Chain, Line
-from beltline.core import limits
+from beltline.core import limits as checks  # `limits` is what users write
 from beltline.core.chain import ChainPlan
 from beltline.core.clock import Clock
 from beltline.core.codec import unpack
 from beltline.core.config import Config
 from beltline.core.errors import ChainInvalid, HandleMisused, TaskInvalid, TaskUnknown, Unsupported, UsageError
+from beltline.core.flow import KillSwitch, Limit, check_switch
 from beltline.core.limits import Seconds
 from beltline.core.message import Message
 from beltline.core.names import QueueName, RunId, message_id, queue_name, task_name
@@ -25,12 +27,15 @@ from beltline.core.policy import TaskPolicy
 from beltline.core.queues import AGEING_S, HIGH_WATER, Feed, QueueSpec
 from beltline.core.rerun import rerun
 from beltline.core.retry import Retry
+from beltline.core.schedule import CATCH_UP_LIMIT
 from beltline.core.views import MessageFilter
 from beltline.engines.guests import keeps_others_out
-from beltline.engines.protocol import Browse, Engine, Runs
+from beltline.engines.protocol import Browse, Engine, Limits, Runs
 from beltline.handles import Handle, Host
+from beltline.limiting import Debounce, Limited, Pick, Throttle, Unique, limit_name, limits_of, make_limit
 from beltline.portal import Portal
 from beltline.resources import Resource, Resources
+from beltline.schedules import S, ScheduleBook
 from beltline.sending import Call, Options, Sendable, Target, asend_calls, new_id, send_calls
 from beltline.tasks import AsyncTask, SyncTask, Task, build_message
 
@@ -38,7 +43,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-_QUEUE_NUMBERS = ("max_backlog", "high_water", "low_water", "ageing_s", "max_deliveries", "on_dead")
+_QUEUE_NUMBERS = ("max_backlog", "high_water", "low_water", "ageing_s", "max_deliveries", "on_dead", "target_s", "limits", "kill_switch")
 
 
 class App:
@@ -53,9 +58,11 @@ class App:
         self._durability = durability
         self._clock = clock
         self._config: Config | None = None
-        self._max_body = None if max_body is None else limits.integer("max_body", max_body, least=1, most=limits.MAX_BODY_CEILING)
+        self._max_body = None if max_body is None else checks.integer("max_body", max_body, least=1, most=checks.MAX_BODY_CEILING)
         self.tasks: dict[str, Task[..., Any]] = {}
         self.chains: dict[str, Chain[..., Any]] = {}
+        self.limits: dict[str, Limit] = {}
+        self.schedules = ScheduleBook(self)
         self._queues: dict[QueueName, QueueSpec] = {}
         self._lifespans: list[Resource] = []
         self._portal = Portal()
@@ -87,6 +94,12 @@ class App:
         unique: bool | Seconds = False,
         result_ttl: Seconds = 86400.0,
         kind: str | None = None,
+        limits: "Sequence[str | Limit | Limited] | str | Limit | Limited" = (),
+        tenant: Pick | None = None,
+        sticky: Pick | None = None,
+        unique_key: Pick | Unique | None = None,
+        debounce: Debounce | None = None,
+        throttle: Throttle | None = None,
     ) -> "Registrar": ...
 
     def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -98,6 +111,9 @@ class App:
         timeout   seconds or timedelta per attempt (10 min); a stuck one is cancelled, then its runner is killed
         priority  -100..100, larger first; unique: the same arguments within the window (True = 5 min) are one message
         result_ttl how long results are kept (1 day); kind: "async", "thread", or "process" (a runner of its own: hard to disturb, easy to kill)
+        limits    what each start uses up: names of `app.limit`, or Limited("api", key="customer", cost=…); decided inside receive, so that what must wait holds no slot
+        tenant    the parameter that says whose message it is (fair shares); sticky: the one whose value one worker keeps. Here and below a function will do, too
+        unique_key the parameter by which one message stands for another, or Unique(…); debounce: (parameter, wait, most); throttle: (parameter, time)
         """
         if fn is None:
             return Registrar(self, options)
@@ -115,12 +131,21 @@ class App:
         self._opened = False
         return task
 
-    def chain(self, name: str, line: "Line[P, R] | Task[P, R]", *, result_ttl: Seconds = 86400.0, high_water: float | None = None) -> Chain[P, R]:
+    def chain(
+        self,
+        name: str,
+        line: "Line[P, R] | Task[P, R]",
+        *,
+        result_ttl: Seconds = 86400.0,
+        high_water: float | None = None,
+        within: Seconds | None = None,
+    ) -> Chain[P, R]:
         """Declare `a >> b.each(…) >> c.gather()` under a name. Raises ChainInvalid where a joint does not fit.
 
         `high_water`: how many messages may wait before a stage until the stages before it receive no more (10,000).
+        `within`: how soon an item should be through ("60s", seconds, timedelta): what the fleets of its stages are sized for where slots are a range.
         """
-        chain: Chain[P, R] = Chain(self, name, cast("Line[P, R]", line), result_ttl=result_ttl, high_water=high_water)
+        chain: Chain[P, R] = Chain(self, name, cast("Line[P, R]", line), result_ttl=result_ttl, high_water=high_water, within=within)
         known = self.chains.get(chain.name)
         if known is not None and known.plan != chain.plan:
             raise ChainInvalid(f"Two chains are called {name!r}.", help="Give one of them another name.")
@@ -138,8 +163,15 @@ class App:
         ageing: Seconds = AGEING_S,
         max_deliveries: int = 3,
         on_dead: str = "hold",
+        target: Seconds | None = None,
+        limits: "Sequence[str | Limit] | str | Limit" = (),
+        kill_switch: KillSwitch | bool = False,
     ) -> QueueSpec:
-        """Set a queue's numbers (see QueueSpec). Queues of tasks and stages exist without it."""
+        """Set a queue's numbers (see QueueSpec). Queues of tasks and stages exist without it.
+
+        `target`: a message should not wait longer than this; what the fleet is sized for where slots are a range (10 s when nothing is said).
+        `limits`: names of `app.limit` that every start in this queue uses up. `kill_switch`: the queue stops by itself when too much fails (True: the default rule).
+        """
         if on_dead not in ("hold", "skip"):
             raise UsageError(f"on_dead = {on_dead!r} is unknown.", help="'hold' or 'skip'.")
         spec = QueueSpec(
@@ -147,13 +179,53 @@ class App:
             max_backlog=_bound("max_backlog", max_backlog),
             high_water=math.inf if high_water is None else _bound("high_water", high_water),
             low_water=math.inf if low_water is None else _bound("low_water", low_water),
-            ageing_s=limits.seconds("ageing", ageing),
-            max_deliveries=limits.integer("max_deliveries", max_deliveries, least=1, most=1000),
+            ageing_s=checks.seconds("ageing", ageing),
+            max_deliveries=checks.integer("max_deliveries", max_deliveries, least=1, most=1000),
             on_dead=on_dead,
+            target_s=math.inf if target is None else checks.seconds("target", target, least=0.001),
+            limits=tuple(limit_name(each) for each in ([limits] if isinstance(limits, (str, Limit)) else limits)),
+            kill_switch=check_switch(KillSwitch() if kill_switch is True else kill_switch) if kill_switch else None,
         )
         self._queues[spec.name] = spec
         self._opened = False
         return spec
+
+    def limit(
+        self, name: str, *, rate: float | str | None = None, per: Seconds = 1.0, burst: float | None = None, concurrency: float | None = None
+    ) -> Limit:
+        """Declare how many may start in a time, and how many may run, for each key: `rate=50, per="1s"` or `rate="50/s"`, `concurrency=4`.
+
+        `burst`: how many at once (what the rate yields in 0.2 s, at least 1). With no number it bounds nothing until `beltline limit set` says so.
+        Used by the tasks and queues that name it. Raises NameInvalid, ValueInvalid, UsageError (two with one name).
+        """
+        limit = make_limit(name, rate=rate, per=per, burst=burst, concurrency=concurrency)
+        if self.limits.get(limit.name, limit) != limit:
+            raise UsageError(f"Two limits are called {name!r}.", help="Give one of them another name.")
+        self.limits[limit.name] = limit
+        self._opened = False
+        return limit
+
+    def schedule(
+        self,
+        cron: str | None = None,
+        *,
+        every: Seconds | None = None,
+        start: datetime | None = None,
+        tz: str = "UTC",
+        name: str | None = None,
+        catch_up: str = "once",
+        limit: int = CATCH_UP_LIMIT,
+    ) -> Callable[[S], S]:
+        """Send again and again: above `@app.task`, or in front of a chain or a bound call: `app.schedule("0 6 * * MON", tz=…)(report.call("weekly"))`.
+
+        cron      five fields or @daily and its like, read in the time zone `tz`; at a change of the clock a time of day comes once (docs/howto/schedules.md)
+        every     seconds or a timedelta, from 1 s: at the multiples since `start` (1970-01-01 UTC)
+        name      the task's or chain's own; a second schedule of it needs one
+        catch_up  after an outage: "once" (the newest missed one), "all" (the newest `limit` of them), "skip" (none that is more than a minute late)
+        Workers of this app declare it to the store and send it. Raises ScheduleInvalid, InvalidArguments.
+        """
+        when = {"cron": cron, "every": every, "start": start, "tz": tz, "catch_up": catch_up, "catch_up_limit": limit}
+        return lambda what: self.schedules.declare(what, name=name, **when)
 
     def resource(self, fn: Callable[..., Any]) -> Resource:
         """Something opened once per runner and given to tasks by `inject(…)`."""
@@ -208,9 +280,23 @@ class App:
         return Resources(wanted)
 
     def check(self) -> None:
-        """Resolve every annotation and compile every reader now. Raises TaskInvalid. Workers do this at their start."""
+        """Resolve every annotation and compile every reader now. Raises TaskInvalid, UsageError. Workers do this at their start."""
         for task in self.tasks.values():
             _ = task.signature
+        self._check_limits(self.specs())
+        self.schedules.specs()
+
+    def _check_limits(self, specs: list[QueueSpec]) -> None:
+        """A limit that is named and nowhere declared would bound nothing, and nobody would notice. Raises UsageError."""
+        named = {f"Queue {spec.name!r}": spec.limits for spec in specs}
+        named |= {f"Task {task.name}": tuple(each.name for each in task.rules.limited) for task in self.tasks.values() if task.rules is not None}
+        for who, names in named.items():
+            for name in names:
+                if name not in self.limits:
+                    why = f"Declared: {', '.join(sorted(self.limits)) or 'none'}."
+                    raise UsageError(
+                        f"{who} names the limit {name!r}, which this app does not declare.", why=why, help=f"app.limit({name!r}, rate=…)"
+                    )
 
     # -- the engine --------------------------------------------------------------------------------------------------
 
@@ -262,19 +348,24 @@ class App:
         """
         engine = self.engine
         if not self._opened:
+            specs = self.specs()
+            self._check_limits(specs)
             await engine.open()
             if not (keeps_others_out(connection) and await self._declared(engine)):
-                await engine.declare(self.specs())
+                if self.limits:  # before the queues that name them: a limit nobody has declared bounds nothing
+                    await limits_of(engine).declare_limits(list(self.limits.values()))
+                await engine.declare(specs)
             self._opened = True
         return engine
 
     async def _declared(self, engine: Engine) -> bool:
         """For a caller who keeps everybody else from writing. Raises HandleMisused."""
         known = {spec.name: spec for spec in await engine.queues()} if isinstance(engine, Browse) else {}
-        if all(known.get(spec.name) == spec for spec in self.specs()):
+        bounded = {view.name for view in await engine.limits()} if self.limits and isinstance(engine, Limits) else set()
+        if all(known.get(spec.name) == spec for spec in self.specs()) and bounded >= self.limits.keys():
             return True
         raise HandleMisused(
-            "The queues of this app are not declared yet, and your open transaction keeps everybody else from writing.",
+            "The queues or limits of this app are not declared yet, and your open transaction keeps everybody else from writing.",
             help="Open the app before the transaction begins: `with app:` or `await app.ready()`.",
         )
 

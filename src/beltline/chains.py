@@ -9,6 +9,7 @@
 Declaring it compiles the notation into a plan (core.chain.ChainPlan) and checks every joint: type against type where both are known.
 """
 
+import math
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -19,13 +20,15 @@ from msgspec import structs
 from beltline.core import limits
 from beltline.core.chain import Answer, ChainPlan, Choose, End, Next, Split, StagePlan, To
 from beltline.core.codec import type_name
-from beltline.core.errors import BodyTooLarge, ChainInvalid
+from beltline.core.errors import BodyTooLarge, ChainInvalid, InvalidArguments, MessageInvalid
 from beltline.core.limits import Seconds
 from beltline.core.message import Message, Place
 from beltline.core.names import ChainName, QueueName, RunId, StageName, TaskName, chain_name, queue_name, stage_name
+from beltline.core.outcome import Ack
 from beltline.core.policy import TaskPolicy
 from beltline.core.retry import Retry, as_retry
 from beltline.handles import Host
+from beltline.limiting import FlowRules
 from beltline.sending import Options, Sendable, Target
 from beltline.signature import Signature
 
@@ -58,6 +61,8 @@ class StageTask(Protocol):
 
     @property
     def policy(self) -> TaskPolicy: ...
+
+    rules: FlowRules | None
 
     def message(self, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Options) -> Message: ...
 
@@ -235,14 +240,29 @@ class ChainHost(Host, Protocol):
 class Chain(Sendable[P, R]):
     """A declared chain: sends like a task, and what it sends is a run. Made by `app.chain(name, line)`."""
 
-    def __init__(self, app: ChainHost, name: str, line: "Line[P, R]", *, result_ttl: Seconds = 86400.0, high_water: float | None = None) -> None:
+    def __init__(
+        self,
+        app: ChainHost,
+        name: str,
+        line: "Line[P, R]",
+        *,
+        result_ttl: Seconds = 86400.0,
+        high_water: float | None = None,
+        within: Seconds | None = None,
+    ) -> None:
         self._app = app
         self.name: ChainName = chain_name(name)
         self.links = _line(line).links
         compiled = _Compiler(self.name, self.links)
-        self.plan = ChainPlan(name=self.name, stages=compiled.plans(), result_ttl_s=limits.seconds("result_ttl", result_ttl, most=limits.MAX_DELAY_S))
+        self.plan = ChainPlan(
+            name=self.name,
+            stages=compiled.plans(),
+            result_ttl_s=limits.seconds("result_ttl", result_ttl, most=limits.MAX_DELAY_S),
+            within_s=math.inf if within is None else limits.seconds("within", within, least=0.001, most=limits.MAX_DELAY_S),
+        )
         self.high_water = high_water
         self._by = compiled.by
+        self._rules = compiled.rules()
         self._first = compiled.first
         self._last = compiled.last_result
 
@@ -278,6 +298,22 @@ class Chain(Sendable[P, R]):
         by = self._by.get(stage)
         return "" if by is None else str(by(value))
 
+    def shaped(self, ack: Ack) -> Ack:
+        """`ack` with what the next stage's task says about flow control, where that takes its arguments. Raises ValueInvalid, and what a key's function raises."""
+        if not self._rules or not ack.then:
+            return ack
+        return structs.replace(ack, then=tuple(self._shape(message) for message in ack.then))
+
+    def _shape(self, message: Message) -> Message:
+        link = self._rules.get(message.place.stage) if message.place is not None else None
+        if link is None or link.task.rules is None:
+            return message
+        try:
+            args, kwargs = link.task.signature.read(message.body)
+        except (InvalidArguments, MessageInvalid):  # its own worker will say so
+            return message
+        return structs.replace(message, flow=link.task.rules.next(message.flow, args, kwargs))
+
     def read_result(self, data: bytes) -> Any:
         return self._last(data)
 
@@ -299,6 +335,10 @@ class _Compiler:
 
     def plans(self) -> tuple[StagePlan, ...]:
         return tuple(reversed(self._stages.values()))
+
+    def rules(self) -> dict[StageName, Link]:
+        """The stages whose messages need their arguments for flow control. Those of gathers come together in the store and cannot be asked."""
+        return {name: link for name, link in self._links.items() if link.role != "gather" and link.task.rules is not None and link.task.rules.follow}
 
     def _compile(self, links: "Sequence[Link | Branch[Any, Any]]", after: Next) -> Next:
         """The Next that leads into `links`, which are followed by `after`."""
@@ -357,6 +397,13 @@ class _Compiler:
             raise ChainInvalid(
                 f"Chain {self.chain!r} has two stages called {link.name!r}.", help=f"Name one: {link.task.short_name}.stage(name='…')."
             )
+        rules = link.task.rules
+        if link.role == "gather" and rules is not None and rules.by_arguments:
+            raise ChainInvalid(
+                f"{link.task.name} gathers in chain {self.chain!r}, and its limit {rules.by_arguments[0]!r} depends on its arguments.",
+                why="The arguments of a gathered stage come together in the store, where no key can be worked out.",
+                help="Use a limit without key and with a fixed cost there.",
+            )
         self._links[link.name] = link
         self._stages[link.name] = StagePlan(
             name=link.name,
@@ -366,6 +413,7 @@ class _Compiler:
             next=following,
             retry=link.retry,
             timeout_s=link.timeout_s,
+            claims=() if rules is None else rules.plain,
         )
 
     def _check_queues(self) -> None:

@@ -28,7 +28,7 @@ class Host(Protocol):
 
 
 class Handle(Generic[R]):
-    """`id` is the message's, for a chain the run's. `new` is False when the send met a message that was there already (same id or dedup key)."""
+    """`id` is the message's, for a chain the run's. `new` is False when the send met a message that was there already (same id, dedup key or unique key)."""
 
     __slots__ = ("_app", "_read", "id", "new")
 

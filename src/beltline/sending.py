@@ -28,6 +28,7 @@ from beltline.core.retry import Retry, as_retry
 from beltline.engines.guests import guest, is_async
 from beltline.engines.protocol import Engine, Transactional
 from beltline.handles import Handle, Host
+from beltline.limiting import NO_FLOW, Debounce, FlowOptions, Throttle, Unique, flow_options
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,6 +57,7 @@ class Options(Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     retry: Retry | None = None
     connection: Any = None
+    flow: FlowOptions = NO_FLOW
 
 
 DEFAULTS = Options()
@@ -76,6 +78,13 @@ def options(
     timeout: Seconds | None = None,
     retry: "Retry | int | bool | None" = None,
     connection: object | None = None,
+    tenant: str | None = None,
+    weight: float | None = None,
+    cost: float | None = None,
+    sticky: str | None = None,
+    unique_key: "str | Unique | None" = None,
+    debounce: "Debounce | None" = None,
+    throttle: "Throttle | None" = None,
 ) -> Options:
     """`before` with the given changes, each checked. Raises ValueInvalid, NameInvalid."""
     changes: dict[str, Any] = {}
@@ -103,7 +112,10 @@ def options(
         changes["retry"] = as_retry(retry)
     if connection is not None:
         changes["connection"] = connection
-    return structs.replace(before, **changes)
+    flow = flow_options(
+        before.flow, tenant=tenant, weight=weight, cost=cost, sticky=sticky, unique_key=unique_key, debounce=debounce, throttle=throttle
+    )
+    return structs.replace(before, flow=flow, **changes)
 
 
 class Call(Generic[R_co]):
@@ -188,11 +200,20 @@ class Sendable(Generic[P, R]):
         timeout: Seconds | None = None,
         retry: "Retry | int | bool | None" = None,
         connection: object | None = None,
+        tenant: str | None = None,
+        weight: float | None = None,
+        cost: float | None = None,
+        sticky: str | None = None,
+        unique_key: "str | Unique | None" = None,
+        debounce: "Debounce | None" = None,
+        throttle: "Throttle | None" = None,
     ) -> "Prepared[P, R]":
         """The same, with options for its sends. `delay` in seconds or a timedelta, `at` an aware datetime, `priority` -100..100 (larger first).
 
         `id` a UUID of your own (the same id twice = one message); `group` a FIFO lane; `dedup_key` within `dedup_window` (5 min) = the same message.
         `connection` a database connection or session of yours on the engine's store: sends become part of its transaction (docs/howto/transactions.md).
+        `tenant`, with its `weight` (1), whose message it is; `cost` what it uses of the task's limits (1); `sticky` a key that one worker keeps;
+        `unique_key`, `debounce` (key, wait, most), `throttle` (key, time): which other message stands for it (docs/howto/limits-and-fairness.md).
         """
         chosen = options(
             self._chosen(),
@@ -208,6 +229,13 @@ class Sendable(Generic[P, R]):
             timeout=timeout,
             retry=retry,
             connection=connection,
+            tenant=tenant,
+            weight=weight,
+            cost=cost,
+            sticky=sticky,
+            unique_key=unique_key,
+            debounce=debounce,
+            throttle=throttle,
         )
         return Prepared(self._target(), chosen)
 

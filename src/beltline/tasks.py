@@ -2,19 +2,23 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import update_wrapper
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
+from msgspec import structs
+
 from beltline.chains import Joint, Stage
-from beltline.core import limits
+from beltline.core import limits as checks  # `limits` is what users write
 from beltline.core.errors import BodyTooLarge, InvalidArguments, TaskInvalid
+from beltline.core.flow import Limit
 from beltline.core.limits import Seconds
 from beltline.core.message import Message
 from beltline.core.names import QueueName, TaskName, queue_name, task_name
 from beltline.core.policy import TaskPolicy
 from beltline.core.retry import Retry, as_retry
 from beltline.handles import Host
+from beltline.limiting import Debounce, FlowRules, Limited, Pick, Throttle, Unique
 from beltline.resources import Injected
 from beltline.sending import DEFAULTS, Options, Sendable, Target, new_id
 from beltline.signature import Signature
@@ -52,6 +56,12 @@ class Task(Sendable[P, R], Joint[P, R]):
         unique: bool | Seconds = False,
         result_ttl: Seconds = DEFAULT_RESULT_TTL_S,
         kind: str | None = None,
+        limits: "Sequence[str | Limit | Limited] | str | Limit | Limited" = (),
+        tenant: Pick | None = None,
+        sticky: Pick | None = None,
+        unique_key: Pick | Unique | None = None,
+        debounce: Debounce | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
         if not callable(fn) or inspect.isclass(fn):
             raise TaskInvalid(f"{fn!r} is not a function.", help="Put @app.task on a def or an async def.")
@@ -64,12 +74,20 @@ class Task(Sendable[P, R], Joint[P, R]):
         self.queue: QueueName = queue_name(queue or self.short_name)
         self.is_async = inspect.iscoroutinefunction(fn)
         self.kind = _kind(self.name, kind, self.is_async)
-        self.priority = limits.priority(priority)
-        self.unique_s = 0.0 if unique is False else 300.0 if unique is True else limits.seconds("unique", unique, most=limits.MAX_DEDUP_WINDOW_S)
+        self.priority = checks.priority(priority)
+        self.unique_s = 0.0 if unique is False else 300.0 if unique is True else checks.seconds("unique", unique, most=checks.MAX_DEDUP_WINDOW_S)
         self._signature: Signature | None = None
         self._retry = as_retry(retry)
-        self._timeout_s = limits.seconds("timeout", timeout, least=0.001, most=limits.MAX_LEASE_S)
-        self._result_ttl_s = limits.seconds("result_ttl", result_ttl, most=limits.MAX_DELAY_S)
+        self._timeout_s = checks.seconds("timeout", timeout, least=0.001, most=checks.MAX_LEASE_S)
+        self._result_ttl_s = checks.seconds("result_ttl", result_ttl, most=checks.MAX_DELAY_S)
+        if unique is not False and throttle is not None:
+            raise TaskInvalid(f"Task {self.name} is unique and throttled.", why="Both drop a message within a time after another.", help="Use one.")
+        flowing = (limits, tenant, sticky, unique_key, debounce, throttle) != ((), None, None, None, None, None)
+        self.rules: FlowRules | None = None
+        if flowing:
+            self.rules = FlowRules(
+                self.name, fn, limited=limits, tenant=tenant, sticky=sticky, unique_key=unique_key, debounce=debounce, throttle=throttle
+            )
         update_wrapper(cast(Any, self), fn)
 
     def __repr__(self) -> str:
@@ -115,7 +133,9 @@ class Task(Sendable[P, R], Joint[P, R]):
             raise
         if len(body) > self._app.max_body:
             raise BodyTooLarge(size_bytes=len(body), limit_bytes=self._app.max_body)
-        if chosen is DEFAULTS and not self.unique_s:
+        if self.rules is not None:
+            chosen = structs.replace(chosen, flow=self.rules.options(chosen.flow, args, kwargs))
+        elif chosen is DEFAULTS and not self.unique_s:
             return Message(id=new_id(), queue=self.queue, task=self.name, body=body, priority=self.priority)
         return build_message(self.name, self.queue, body, chosen, priority=self.priority, unique_s=self.unique_s)
 
@@ -160,6 +180,9 @@ class AsyncTask(Task[P, R]):
 def build_message(task: TaskName, queue: QueueName, body: bytes, chosen: Options, *, priority: int = 0, unique_s: float = 0.0) -> Message:
     """A message from a body and options."""
     dedup_key, window_s = chosen.dedup_key, chosen.dedup_window_s
+    flow = chosen.flow
+    if dedup_key is None and flow.throttle is not None:
+        dedup_key, window_s = flow.throttle
     if dedup_key is None and unique_s:
         dedup_key = f"unique:{task}:{hashlib.blake2b(body, digest_size=16).hexdigest()}"
         window_s = unique_s if window_s is None else window_s
@@ -170,14 +193,15 @@ def build_message(task: TaskName, queue: QueueName, body: bytes, chosen: Options
         body=body,
         headers=chosen.headers,
         priority=priority if chosen.priority is None else chosen.priority,
-        delay_s=chosen.delay_s,
+        delay_s=chosen.delay_s or flow.delay_s,
         ready_at=chosen.ready_at,
-        group=chosen.group,
+        group=flow.group if chosen.group is None else chosen.group,
         dedup_key=dedup_key,
         dedup_window_s=300.0 if window_s is None else window_s,
         expires_s=chosen.expires_s,
         timeout_s=chosen.timeout_s,
         retry=chosen.retry,
+        flow=flow.flow(),
     )
 
 

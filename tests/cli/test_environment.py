@@ -117,7 +117,7 @@ def test_engines_are_listed_with_numbers(beltline):
 
 def test_the_opened_engine_names_its_powers(beltline, store):
     found = beltline("engine", "show", "--json").json
-    assert set(found["powers"]) == {"browse", "results", "control", "runs", "fleet", "upkeep", "transactional", "movable"}
+    assert set(found["powers"]) == {"browse", "results", "control", "runs", "fleet", "sizes", "upkeep", "transactional", "movable"}
     assert beltline("engine", "show", "--json", "--url", "sqlite:///beltline.db?durability=os").json["capabilities"]["durability"] == "os"
 
 

@@ -45,8 +45,10 @@ def test_help_imports_nothing_that_only_commands_need():
         "beltline.core.codec",
         "beltline.core.config",
         "beltline.core.errors",
+        "beltline.core.flow",
         "beltline.core.limits",
         "beltline.core.names",
+        "beltline.core.words",
     }
 
 

@@ -84,9 +84,18 @@ def test_why_a_message_is_not_running(beltline, store):
     store.do(lambda engine: engine.beat(worker))
     assert why(beltline, first) == "no worker of queue resize knows task tasks.resize"
     [second] = store.send("resize", group="a")
-    assert why(beltline, second) == "another message of its group 'a' is before it"
+    assert why(beltline, second) == f"message {first} of its group 'a' is before it, and is ready"
     beltline("queue", "pause", "resize")
-    assert why(beltline, first) == "queue resize is paused: beltline queue resume resize"
+    found = beltline("message", "why", first, "--json").json
+    assert (found["rule"], found["why"], found["help"], found["more_workers"]) == (
+        "paused",
+        "queue resize is paused",
+        "beltline queue resume resize",
+        False,
+    )
+    assert beltline("message", "why", first).out == (
+        "ready: queue resize is paused\n  help: beltline queue resume resize\n  adding workers will not help\n"
+    )
 
 
 def test_why_for_the_other_states(beltline, store):

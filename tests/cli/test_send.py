@@ -110,6 +110,9 @@ def test_without_the_code_a_queue_nobody_declared_is_an_error(beltline, store):
 def test_options_reach_the_message(beltline, store):
     item = sent(beltline, "tasks.resize", "x", "--delay", "10m", "--priority", "7", "--group", "g", "--header", "tenant=a")
     assert (item["state"], item["priority"], item["group"], item["headers"]) == ("delayed", 7, "g", {"tenant": "a"})
+    item = sent(beltline, "tasks.resize", "x", "--tenant", "acme", "--sticky", "gpu", "--unique-key", "once")
+    assert (item["tenant"], item["sticky"], item["unique_key"]) == ("acme", "gpu", "once")
+    assert sent(beltline, "tasks.resize", "y", "--unique-key", "once")["id"] == item["id"]
     assert sent(beltline, "tasks.resize", "x", "--at", "2099-01-01T00:00:00+00:00")["due_at"] == "2099-01-01T00:00:00Z"
 
 

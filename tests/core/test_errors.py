@@ -24,6 +24,7 @@ MAKE: dict[type[BeltlineError], Callable[[], BeltlineError]] = {
     errors.BodyTooLarge: lambda: errors.BodyTooLarge(size_bytes=2_000_000, limit_bytes=1_048_576),
     errors.ValueInvalid: lambda: errors.ValueInvalid(name="delay", value=-1, allowed="0 or more"),
     errors.NoDelivery: errors.NoDelivery,
+    errors.ScheduleInvalid: lambda: errors.ScheduleInvalid("nightly", "there is no time zone 'Mars'.", help="Did you mean 'UTC'?"),
     errors.QueueFull: lambda: errors.QueueFull(queue="mail", bound=1000),
     errors.NotFound: lambda: errors.NotFound(kind="message", name="0" * 32),
     errors.ResultExpired: lambda: errors.ResultExpired("0" * 32),
@@ -117,5 +118,5 @@ def test_usage_errors_are_told_apart_from_the_stores() -> None:
     assert not issubclass(errors.UsageError, errors.EngineError)
     for kind in MAKE:
         family = int(kind.code[4])
-        assert issubclass(kind, errors.UsageError) == (family in (1, 2))
+        assert issubclass(kind, errors.UsageError) == (family in (1, 2, 6))
         assert issubclass(kind, errors.EngineError) == (family == 4)

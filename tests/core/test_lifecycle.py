@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 
+from beltline.core.flow import Flow, Unique
 from beltline.core.lifecycle import TRANSITIONS, Move, State, allowed
 from beltline.core.message import Message, Receipt
 from beltline.core.names import MessageId, QueueName, TaskName
@@ -15,7 +16,8 @@ from beltline.engines.memory import MemoryEngine
 from beltline.testing import ManualClock
 
 WORK = QueueName("work")
-ID = MessageId("0" * 32)
+ID, NEWER = MessageId("0" * 32), MessageId("0" * 31 + "2")
+NEWEST_WINS = Flow(unique=Unique(key="album", states=("delayed",), replace=True))
 FAILURE = Failure(Cause.ERROR, "ValueError", "no")
 DELAY_S = 50.0
 EXPIRES_S = 100.0
@@ -35,7 +37,7 @@ class Bench:
         await self.engine.declare([QueueSpec(name=WORK, max_deliveries=deliveries)])
         delay_s = 2 * EXPIRES_S if state is State.DELAYED else 0.0
         expires_s = EXPIRES_S if expires else None
-        await self.engine.send([Message(id=ID, queue=WORK, task=TaskName("t"), body=b"\x80", delay_s=delay_s, expires_s=expires_s)])
+        await self.engine.send([Message(id=ID, queue=WORK, task=TaskName("t"), body=b"\x80", delay_s=delay_s, expires_s=expires_s, flow=NEWEST_WINS)])
         if state in (State.LEASED, State.DONE, State.DEAD):
             [delivery] = await self.engine.receive([WORK], limit=1, lease_s=LEASE_S)
             self.receipt = delivery.receipt
@@ -99,6 +101,9 @@ class Bench:
     async def hurry(self) -> None:
         await self.engine.hurry([ID])
 
+    async def put_off(self) -> None:
+        await self.engine.send([Message(id=NEWER, queue=WORK, task=TaskName("t"), body=b"\x80", delay_s=3 * EXPIRES_S, flow=NEWEST_WINS)])
+
 
 Step = Callable[[Bench], Awaitable[None]]
 
@@ -114,6 +119,7 @@ STEPS: dict[Move, Step] = {
     Move.EXPIRE: Bench.expire,
     Move.REDRIVE: Bench.redrive,
     Move.HURRY: Bench.hurry,
+    Move.PUT_OFF: Bench.put_off,
 }
 
 # Targets that need more than the plain step: (state, move, target) -> the step, and after how many unanswered deliveries a message is poison.

@@ -20,9 +20,10 @@ def test_a_timedelta_is_its_seconds() -> None:
     assert limits.seconds("delay", timedelta(minutes=2, milliseconds=500)) == 120.5
     assert limits.seconds("delay", 3) == 3.0
     assert isinstance(limits.seconds("delay", 3), float)
+    assert [limits.seconds("delay", text) for text in ("250ms", "1.5s", "2m", "1h", "7d", " 5 m ")] == [0.25, 1.5, 120, 3600, 604800, 300]
 
 
-@pytest.mark.parametrize("value", [-0.001, math.nan, math.inf, -math.inf, True, "5", None, timedelta(seconds=-1), [1], 61])
+@pytest.mark.parametrize("value", [-0.001, math.nan, math.inf, -math.inf, True, "5", "", "ten", "2m", "-1s", None, timedelta(seconds=-1), [1], 61])
 def test_senseless_seconds_are_refused_with_name_and_range(value: object) -> None:
     with pytest.raises(ValueInvalid) as caught:
         limits.seconds("delay", value, most=60)  # type: ignore[arg-type]

@@ -69,6 +69,7 @@ def test_a_task_that_asks_for_a_retry_chooses_the_delay_but_not_the_number() -> 
 
 def test_a_snooze_costs_no_attempt_however_often() -> None:
     assert end(AskedSnooze(9.0), failed=2, lost=2) == Release(delay_s=9.0, why="snoozed")
+    assert end(AskedSnooze(9.0, queue=True), failed=2, lost=2) == Release(delay_s=9.0, why="snoozed", queue_s=9.0)
 
 
 def test_a_task_may_cancel_itself_with_a_reason() -> None:

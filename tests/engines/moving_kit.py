@@ -5,13 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from beltline.core.capabilities import Durability
 from beltline.core.codec import pack
+from beltline.core.flow import Claim, Flow, KillSwitch, Limit, Unique
 from beltline.core.message import Message
-from beltline.core.names import QueueName
+from beltline.core.names import MessageId, QueueName
 from beltline.core.outcome import Ack, Settled, Settlement
 from beltline.core.policy import PARKED
 from beltline.core.queues import Feed, QueueSpec
+from beltline.core.schedule import LEFT_S, schedule
 from beltline.core.views import MessageFilter
 from beltline.engines.postgres import PostgresEngine
 from beltline.engines.sqlite import SqliteEngine
@@ -20,11 +24,13 @@ from beltline.testing.clock import ManualClock
 from beltline.testing.conformance import kit
 from beltline.testing.conformance.kit import LAST, NEXT, OTHER, WORK
 from beltline.upkeep.moving import Mover, MoveReport
+from beltline.upkeep.scheduler import Scheduler
 from tests.engines.postgres_kit import shared_server
 
 DONE = QueueName("ended")
 LANE = QueueName("lane")
 HELD = QueueName("held")
+SHAPED = QueueName("shaped")
 SPECS = [
     QueueSpec(name=WORK, feeds=(Feed(NEXT, 3),), ageing_s=10.0),
     QueueSpec(name=NEXT, high_water=1000.0),
@@ -33,6 +39,7 @@ SPECS = [
     QueueSpec(name=DONE),
     QueueSpec(name=LANE, on_dead="skip"),
     QueueSpec(name=HELD),
+    QueueSpec(name=SHAPED, on_dead="skip", limits=("gpu",), kill_switch=KillSwitch()),
 ]
 _schemas = itertools.count(1)
 _database: list[str] = []
@@ -72,11 +79,31 @@ async def fill(engine: Any, clock: ManualClock) -> None:
     await lanes(engine)
     await engine.pause(HELD)
     await engine.send(kit.messages(3, HELD))
+    await schedules(engine, clock)
+    await shaped(engine)
     held = await kit.take(engine, NEXT, limit=2, lease_s=20.0)
     await engine.progress([(held[0].receipt, pack(0.5))])
     await engine.cancel([held[1].message.id], reason="not needed")
     assert len(held) == 2
     clock.advance(25.0)
+
+
+async def shaped(engine: Any) -> None:
+    """Limits, and messages with a tenant, claims, a sticky and a unique key, in every state."""
+    await engine.declare_limits([Limit(name="api", rate=5.0), Limit(name="gpu", concurrency=1)])
+    await engine.set_limit(Limit(name="gpu", concurrency=3))
+    flows = [
+        Flow(tenant="t", claims=(Claim("gpu", "k"), Claim("api", cost=0.5))),
+        Flow(sticky="s"),
+        Flow(tenant="\u00fc", unique=Unique(key="u", replace=True, states=("ready",))),
+    ]
+    await engine.send(
+        [kit.message(SHAPED, flow=flow, group=group, delay_s=delay_s) for flow in flows for group in (None, "g") for delay_s in (0.0, 4000.0)]
+    )
+    held = await kit.take(engine, SHAPED, limit=4, lease_s=20.0)
+    await kit.ok(engine, held[0])
+    await kit.bury(engine, held[1])
+    await kit.retry(engine, held[2], 0.0)
 
 
 async def forgotten(engine: Any, clock: ManualClock) -> None:
@@ -131,6 +158,22 @@ async def runs(engine: Any, clock: ManualClock) -> None:
     await plain_work(engine)
 
 
+async def schedules(engine: Any, clock: ManualClock) -> None:
+    """One that has sent and skipped, one that is paused, one that left its code, one that cannot be sent."""
+    message = kit.message(DONE, id=MessageId("1" * 32), headers={"by": "ä"})
+    specs = [schedule(name, message, every=5.0) for name in ("sent", "paused", "error")] + [
+        schedule("night", message, cron="30 2 * * *", tz="Europe/Berlin")
+    ]
+    specs[2] = structs.replace(specs[2], message=structs.replace(message, queue=QueueName("nobody")))
+    await engine.put_schedules(specs, origin="operator")
+    await engine.put_schedules([schedule("left", message, every=3600.0)], origin="code", owner="a:app")
+    await engine.pause_schedule("paused", True)
+    clock.advance(LEFT_S)
+    await engine.put_schedules([], origin="code", owner="a:app")
+    assert await Scheduler(lambda: engine).once() == 1
+    await kit.finish(engine, DONE)
+
+
 async def plain_work(engine: Any) -> None:
     await engine.send(kit.messages(10))
 
@@ -162,7 +205,7 @@ async def drain(engine: Any, clock: ManualClock) -> list[Message]:
     await engine.resume(HELD)
     seen: list[Message] = []
     for _ in range(8):
-        for queue in (WORK, NEXT, LAST, OTHER, DONE, LANE, HELD):
+        for queue in (WORK, NEXT, LAST, OTHER, DONE, LANE, HELD, SHAPED):
             while deliveries := await kit.take(engine, queue, limit=50, lease_s=600.0):
                 ends = []
                 for delivery in deliveries:

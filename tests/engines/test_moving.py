@@ -76,6 +76,11 @@ def facts(views: list[Any]) -> list[tuple[Any, ...]]:
     ]
 
 
+def standing(view: Any) -> Any:
+    """Of a schedule: when it is due next is worked out anew."""
+    return structs.replace(view, revision=0, next_at=0.0)
+
+
 @pairs
 async def test_everything_arrives_as_it_was(both, clock):
     source, target = both
@@ -85,6 +90,7 @@ async def test_everything_arrives_as_it_was(both, clock):
     runs = await source.runs("line")
     gathers = [await source.gathers(run.id) for run in runs]
     results = await source.results([view[0].id for view in before] + [run.id for run in runs])
+    schedules = await source.schedules()
     report = await move(source, target)
     assert report.state == "moved", report
     for there, here in zip(facts(await kit.everything(target)), before, strict=True):
@@ -95,6 +101,8 @@ async def test_everything_arrives_as_it_was(both, clock):
     assert await target.run_counts("line") == await source.run_counts("line")
     assert [await target.gathers(run.id) for run in runs] == gathers
     assert without_nul(await target.results([view[0].id for view in before] + [run.id for run in runs])) == without_nul(results)
+    assert [standing(view) for view in await target.schedules()] == [standing(view) for view in schedules]
+    assert {view.state for view in schedules} == {"active", "paused", "left"}
     assert report.copied == len(before)
 
 
@@ -217,6 +225,20 @@ async def test_a_complete_move_is_not_taken_back_and_doing_it_again_does_nothing
     finally:
         for engine in (source, target):
             await engine.close()
+
+
+@pairs
+async def test_an_operators_range_arrives_and_a_size_is_decided_anew(both, clock):
+    source, target = both
+    await source.declare(SPECS)
+    await source.set_range(WORK, 2, 8)
+    await source.set_size(WORK, turn=0, slots=5, state=b"remembered")
+    await source.set_size(NEXT, turn=0, slots=3, state=b"remembered")
+    assert (await move(source, target)).state == "moved"
+    assert [(size.queue, size.ordered, size.turn) for size in await target.sizes()] == [(WORK, (2, 8), 0)]
+    await target.set_range(WORK, 1, 1)
+    assert (await move(source, target)).state == "moved"
+    assert [size.ordered for size in await target.sizes()] == [(1, 1)]
 
 
 @pairs

@@ -8,6 +8,7 @@ import pytest
 
 from beltline.core.errors import BeltlineError, EngineUnavailable, NotFound
 from beltline.core.outcome import Ack, Admission, DeadLetter, Settled, Settlement
+from beltline.core.schedule import Step, Stepped, schedule
 from beltline.engines.postgres import PostgresEngine
 from beltline.testing.conformance.kit import LEASE_S, failure, split_run, take_one
 from tests.engines.postgres_faults_kit import BOUND_S, NEXT, WORK, assert_sound, begun, insist, message, more, opened, traffic
@@ -149,3 +150,19 @@ async def test_what_is_no_outage_is_not_repeated_for_ever(engine: PostgresEngine
         await engine.receive([WORK], limit=1, lease_s=-1.0)
     await insist(lambda: engine.send([message()]))
     assert_sound(postgres_url)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_step_of_a_schedule_whose_answer_was_lost_is_taken_once(engine: PostgresEngine, proxy: Proxy, when: str) -> None:
+    """Nothing is remembered: the next look finds it moved, or due."""
+    await engine.put_schedules([schedule("tick", message(), every=1)], origin="operator")
+    view = await engine.schedule("tick")
+    now = view.stood_at
+    while now <= view.stood_at:  # each look takes its time
+        now = await engine.now()
+    asked = Step(name="tick", revision=1, stood_at=view.stood_at, stands_at=now, next_at=now + 1.0, messages=(message(), message()))
+    await lost(proxy, when, engine.step_schedules([asked]))
+    moved, _ = await insist(lambda: engine.schedule("tick"))
+    assert moved.stood_at == (asked.stands_at if when == "after" else view.stood_at)
+    assert await engine.step_schedules([asked]) == [Stepped.STALE if when == "after" else Stepped.DONE]
+    assert (await engine.counts(WORK)).ready == len(asked.messages)

@@ -22,18 +22,19 @@ from beltline.testing.conformance import kit
 from beltline.testing.conformance.kit import WORK
 from tests.services.postgres import PostgresServer
 
+BEFORE = history()
+NEXT_ONE = BEFORE.newest + 1
 EXPAND = Migration(
-    2,
-    "0002_expand_a_colour_per_queue",
+    NEXT_ONE,
+    f"{NEXT_ONE:04}_expand_a_colour_per_queue",
     "ALTER TABLE beltline.queue ADD COLUMN colour text NOT NULL DEFAULT 'grey';"
     "CREATE FUNCTION beltline.paint(p_queue text, p_colour text) RETURNS void LANGUAGE sql AS $$ UPDATE beltline.queue SET colour = p_colour WHERE name = p_queue $$;"
     "CREATE OR REPLACE FUNCTION beltline._is_parked(p_why text) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$ SELECT coalesce(p_why = 'no worker knows this task', false) $$;",
     1,
 )
-CONTRACT = Migration(3, "0003_contract_no_hurry", "DROP FUNCTION beltline.hurry(bigint, uuid[]);", 2)
-BEFORE = history()
+CONTRACT = Migration(NEXT_ONE + 1, f"{NEXT_ONE + 1:04}_contract_no_hurry", "DROP FUNCTION beltline.hurry(bigint, uuid[]);", NEXT_ONE)
 EXPANDED = History((*BEFORE.steps, EXPAND))
-CONTRACTED = History((*BEFORE.steps, EXPAND, CONTRACT), oldest=2)
+CONTRACTED = History((*BEFORE.steps, EXPAND, CONTRACT), oldest=NEXT_ONE)
 BOUND_S = 40.0
 
 
@@ -80,7 +81,7 @@ async def test_the_version_before_works_on_both_sides_of_an_expand_step(postgres
             async with opened(postgres_url, EXPANDED) as new, opened(postgres_url) as late:
                 await during(lambda: asyncio.sleep(0), old, early, new, late)
         state = await old.schema()
-        assert (state.have, state.newest, state.min_reader, state.missing) == (2, 1, 1, ())
+        assert (state.have, state.newest, state.min_reader, state.missing) == (NEXT_ONE, BEFORE.newest, 1, ())
         counts = await old.counts(WORK)
         assert counts.ready + counts.leased == 0
 
@@ -177,7 +178,7 @@ async def test_a_step_behind_a_long_transaction_holds_nobody_up(postgres_url):
             refused = await during(lambda: refusal(mover.migrate(wait_s=1.0, tell=told.append)), old)
             assert f"backend {user.info.backend_pid} (a report)" in refused.what
             assert any("waits for" in line for line in told)
-            assert (await old.schema()).have == 1
+            assert (await old.schema()).have == BEFORE.newest
         assert await mover.migrate() == [EXPAND.name]
 
 

@@ -8,7 +8,24 @@ import pytest
 
 from beltline.core.capabilities import Durability
 from beltline.core.queues import QueueSpec
-from beltline.engines.sqlite import browsing, control, endings, facts, lanes, place, receiving, schema, settling, storing, writer
+from beltline.engines.sqlite import (
+    browsing,
+    control,
+    endings,
+    facts,
+    lanes,
+    limits,
+    picking,
+    place,
+    receiving,
+    schedules,
+    schema,
+    settling,
+    shaping,
+    storing,
+    unique,
+    writer,
+)
 from beltline.engines.sqlite.ledger import Ledger
 
 FACTS = f"SELECT {facts.COLUMNS} FROM message"
@@ -37,8 +54,30 @@ HOT = {
     ),
     "count due": (browsing.DUE, ["SEARCH message USING COVERING INDEX message_delayed (queue=? AND due<?)"]),
     "count over": (browsing.OVER, ["SEARCH message USING COVERING INDEX message_leased (queue=? AND due<?)"]),
+    "next share": (picking.SHARES, ["SEARCH share USING INDEX share_next (queue=? AND owner=?)"]),
+    "next lane": (picking.LANES, ["SEARCH lane USING INDEX lane_next (share=?"]),
+    "in a lane": (picking.IN_LANE, ["SEARCH message USING INDEX message_in_lane (lane=? AND blocked=?)"]),
+    "in no lane": (picking.PLAIN, ["SEARCH message USING INDEX message_ready (queue=? AND blocked=?)"]),
+    "lanes to open": (picking.REOPEN, ["SEARCH lane USING COVERING INDEX lane_due (queue=? AND closed_until>? AND closed_until<?)"]),
+    "next lane to open": (picking.OPENS, ["SEARCH lane USING COVERING INDEX lane_due (queue=? AND closed_until>?)"]),
+    "lanes of keepers": (picking.STICKY, ["SEARCH lane USING INDEX lane_sticky (queue=?)"]),
+    "noisy shares": (picking.NOISY, ["SEARCH share USING COVERING INDEX share_noisy (queue=?)"]),
+    "head of a lane": (shaping.FIRST, ["SEARCH message USING COVERING INDEX message_in_lane (lane=? AND blocked=?)"]),
+    "head of a share": (shaping.FIRST_LANE, ["SEARCH lane USING INDEX lane_next (share=?"]),
+    "first of nobody": (shaping.FIRST_PLAIN, ["SEARCH message USING INDEX message_ready (queue=? AND blocked=?)"]),
+    "lanes that wait for a place": (shaping.WAITING, ["SEARCH lane USING COVERING INDEX lane_closed (closed_by=? AND queue=?)"]),
+    "lanes of a bucket": (shaping.BEHIND, ["SEARCH lane USING COVERING INDEX lane_closed (closed_by=?)"]),
+    "holders": (limits.HOLDERS, ["SEARCH h USING COVERING INDEX hold_bucket (bucket=?)", "SEARCH m USING INTEGER PRIMARY KEY (rowid=?)"]),
+    "buckets": (limits.FETCH, ["SEARCH bucket USING INDEX sqlite_autoindex_bucket_1 (name=? AND key=?)"]),
+    "heads": (picking.HEADS, ["SEARCH message USING INTEGER PRIMARY KEY (rowid=?)"]),
+    "leases that live": (limits.LIVE, ["SEARCH message USING COVERING INDEX message_leased (queue=? AND due>?)"]),
+    "unique": (unique.FIND, ["SEARCH s USING PRIMARY KEY (queue=? AND key=?)", "SEARCH m USING INTEGER PRIMARY KEY (rowid=?)"]),
+    "oldest in lanes": (browsing.OLDEST_IN_LANES, ["SEARCH message USING INDEX message_in_lanes (queue=?)"]),
     "give up": (f"{FACTS} {endings.OF_RUN}", ["SEARCH message USING INDEX message_run (run=?)"]),
     "purge ready": (f"{FACTS} {control.purge_of('message_ready', 1)}", ["SEARCH message USING INDEX message_ready (queue=?)"]),
+    "schedules, due": (schedules.DUE, ["SEARCH schedule USING INDEX schedule_next (next>? AND next<?)"]),
+    "schedules, next": (schedules.FOLLOWING, ["SEARCH schedule USING INDEX schedule_next (next>?)"]),
+    "purge lanes": (f"{FACTS} {control.purge_of('message_in_lanes', 1)}", ["SEARCH message USING INDEX message_in_lanes (queue=?)"]),
     "purge dead": (f"{FACTS} {control.purge_of('message_dead', 4)}", ["SEARCH message USING INDEX message_dead (queue=?"]),
 }
 
@@ -65,12 +104,14 @@ def test_a_hot_statement_uses_its_index(db: apsw.Connection, name: str) -> None:
     for step in wanted:
         assert any(line.startswith(step) for line in plan), plan
     own = [line for line in plan if "VIRTUAL TABLE" not in line]  # the values handed in
-    assert not [line for line in own if line.startswith("SCAN message") or "TEMP B-TREE FOR ORDER BY" in line], plan
+    assert not [
+        line for line in own if line.startswith(("SCAN message", "SCAN lane", "SCAN share", "SCAN h", "SCAN m")) or "TEMP B-TREE FOR ORDER BY" in line
+    ], plan
 
 
 def test_no_index_stands_there_for_nothing(db: apsw.Connection) -> None:
     """An index costs every write; each must be named by a statement or serve a key."""
     source = "\n".join(path.read_text() for path in Path(schema.__file__).parent.glob("*.py") if path.name != "schema.py")
     names = [row[0] for row in db.execute("SELECT name FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL")]
-    asked_by_key = {"attempt_seq", "gather_run", "run_chain", "message_dead"}
+    asked_by_key = {"attempt_seq", "gather_run", "run_chain", "message_dead", "same_seq", "decision_queue"}
     assert {name for name in names if name not in source} <= asked_by_key

@@ -4,6 +4,7 @@ The mutants are made from the memory engine by twisting what goes into its verbs
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 from hypothesis import Phase, settings
@@ -11,6 +12,7 @@ from msgspec import structs
 
 from beltline.core.clock import Clock
 from beltline.core.errors import NotFound
+from beltline.core.flow import Claim, Limit
 from beltline.core.lifecycle import State
 from beltline.core.message import Delivery, Message, Receipt
 from beltline.core.outcome import Ack, Release, RetryAfter, Sent, Settled, Settlement
@@ -307,6 +309,186 @@ class CloseLosesWhatIsStored(Twisted):
         self.__init__(clock=self._clock)
 
 
+class AStepIsTakenFromAnywhere(Twisted):
+    async def step_schedules(self, steps):
+        stands = {view.schedule.name: view for view in await self.schedules()}
+        return await super().step_schedules(
+            [structs.replace(each, stood_at=stands[each.name].stood_at) if each.name in stands else each for each in steps]
+        )
+
+
+class AStepOfTheSpecBeforeIsTaken(Twisted):
+    async def step_schedules(self, steps):
+        stands = {view.schedule.name: view for view in await self.schedules()}
+        return await super().step_schedules(
+            [structs.replace(each, revision=stands[each.name].revision) if each.name in stands else each for each in steps]
+        )
+
+
+class AStepAndItsSendsAreTwoWrites(Twisted):
+    async def step_schedules(self, steps):
+        for each in steps:
+            await self.send(each.messages)
+        return await super().step_schedules([structs.replace(each, messages=()) for each in steps])
+
+
+class AnOccurrenceHasARandomId(Twisted):
+    async def step_schedules(self, steps):
+        fresh = [structs.replace(each, messages=tuple(structs.replace(message, id=kit.fresh_id()) for message in each.messages)) for each in steps]
+        return await super().step_schedules(fresh)
+
+
+class ADeclarationRewindsASchedule(Twisted):
+    async def put_schedules(self, specs, *, origin, owner="", replace=True):
+        for spec in specs:
+            with suppress(NotFound):
+                await self.remove_schedule(spec.name)
+        return await super().put_schedules(specs, origin=origin, owner=owner, replace=replace)
+
+
+class AResumedScheduleCatchesUp(Twisted):
+    async def pause_schedule(self, name, paused):
+        stood = self._schedules.row(name).stood
+        await super().pause_schedule(name, paused)
+        self._schedules.rows[name] = structs.replace(self._schedules.row(name), stood=stood)
+        return await self.schedule(name)
+
+
+class WhatLeftTheCodeIsFired(Twisted):
+    async def put_schedules(self, specs, *, origin, owner="", replace=True):
+        return await super().put_schedules(specs, origin=origin, owner="", replace=replace)
+
+
+class Limiting(Twisted):
+    """Knows what an operator has set, so that it can be wrong about it."""
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.numbers: dict[str, Limit] = {}
+
+    async def set_limit(self, limit):
+        await super().set_limit(limit)
+        self.numbers[limit.name] = limit
+
+    async def places(self, settled: int, by: int) -> None:
+        """Each limit has so many places more for each delivery that was settled."""
+        for name, limit in self.numbers.items():
+            self.numbers[name] = structs.replace(limit, concurrency=max(0, limit.concurrency + settled * by))
+            await super().set_limit(self.numbers[name])
+
+
+class TheLimitIsReadOutsideOfTheReceive(Limiting):
+    """What was free before a receive is free for all of its messages."""
+
+    async def receive(self, queues, *, limit, **how):
+        first = await super().receive(queues, limit=1, **how)
+        if not first or limit == 1 or not how["lease_s"]:
+            return first
+        for name in self.numbers:
+            await super(Limiting, self).set_limit(Limit(name=name))
+        rest = await super().receive(queues, limit=limit - 1, **how)
+        for each in self.numbers.values():
+            await super(Limiting, self).set_limit(each)
+        return first + rest
+
+
+class APlaceIsNotGivenBack(Limiting):
+    async def settle(self, settlements):
+        answers = await super().settle(settlements)
+        await self.places(answers.count(Settled.DONE), -1)
+        return answers
+
+
+class APlaceIsGivenBackTwice(Limiting):
+    async def settle(self, settlements):
+        answers = await super().settle(settlements)
+        await self.places(answers.count(Settled.DONE), 1)
+        return answers
+
+
+class AStaleSettleGivesAPlaceBack(Limiting):
+    async def settle(self, settlements):
+        answers = await super().settle(settlements)
+        await self.places(answers.count(Settled.LEASE_LOST), 1)
+        return answers
+
+
+class CostsAreIgnored(Twisted):
+    def twist_message(self, message):
+        if message.flow is None:
+            return message
+        return structs.replace(message, flow=structs.replace(message.flow, claims=tuple(Claim(each.limit, each.key) for each in message.flow.claims)))
+
+
+class WeightsAreIgnored(Twisted):
+    def twist_message(self, message):
+        return message if message.flow is None else structs.replace(message, flow=structs.replace(message.flow, weight=1.0))
+
+
+class TurnsAreSavedUp(Twisted):
+    """The tag of a tenant that comes back is not lifted. The one mutant that reaches inside: turns cannot be seen from without."""
+
+    async def receive(self, queues, **how):
+        for queue in self._store.queues.values():
+            queue.shaper.turn = 0
+        return await super().receive(queues, **how)
+
+    async def send(self, messages, *, gathers=()):
+        for queue in self._store.queues.values():
+            queue.shaper.turn = 0
+        return await super().send(messages, gathers=gathers)
+
+
+class TheUniqueKeyIsForgottenAtTheHandOut(Twisted):
+    async def send(self, messages, *, gathers=()):
+        leased = (await self.browse(MessageFilter(states=("leased",)), limit=10_000)).messages
+        keys = {view.message.flow.unique.key for view in leased if view.message.flow is not None and view.message.flow.unique is not None}
+        return await super().send(
+            [
+                structs.replace(each, flow=structs.replace(each.flow, unique=None))
+                if each.flow is not None and each.flow.unique is not None and each.flow.unique.key in keys
+                else each
+                for each in messages
+            ],
+            gathers=gathers,
+        )
+
+
+class WorkersKeepNoKeys(Twisted):
+    async def beat(self, worker):
+        await super().beat(structs.replace(worker, queues={}))
+
+
+class TheQueueIsNotSnoozedWithTheRelease(Twisted):
+    def twist_outcome(self, settlement):
+        return (
+            Settlement(settlement.receipt, structs.replace(settlement.outcome, queue_s=0.0))
+            if isinstance(settlement.outcome, Release)
+            else settlement
+        )
+
+
+class TheKillSwitchNeverTrips(Twisted):
+    def twist_queue(self, spec):
+        return structs.replace(spec, kill_switch=None)
+
+
+class TheKillSwitchNeverCloses(Twisted):
+    """However many of those that try succeed, a few at a time are all that is let through."""
+
+    def twist_queue(self, spec):
+        if spec.kill_switch is None:
+            return spec
+        self.tries = spec.kill_switch.tries
+        return structs.replace(spec, kill_switch=structs.replace(spec.kill_switch, tries=1_000_000))
+
+    async def receive(self, queues, *, limit, **how):
+        for queue in queues:
+            counts = await self.counts(queue)
+            limit = min(limit, self.tries - counts.leased) if counts.trying else limit
+        return await super().receive(queues, limit=limit, **how) if limit > 0 else []
+
+
 MUTANTS: list[tuple[type[MemoryEngine], str]] = [
     (SettleIgnoresTheEpoch, "L09"),
     (RenewRevivesALostLease, "L09"),
@@ -345,6 +527,26 @@ MUTANTS: list[tuple[type[MemoryEngine], str]] = [
     (RetentionDropsTheMemoryOfIds, "L03"),
     (TimeRunsBackwards, "L29"),
     (CloseLosesWhatIsStored, "L36"),
+    (TheLimitIsReadOutsideOfTheReceive, "L46"),
+    (TheLimitIsReadOutsideOfTheReceive, "L47"),
+    (CostsAreIgnored, "L46"),
+    (APlaceIsNotGivenBack, "L47"),
+    (APlaceIsGivenBackTwice, "L47"),
+    (AStaleSettleGivesAPlaceBack, "L47"),
+    (TheUniqueKeyIsForgottenAtTheHandOut, "L48"),
+    (TheQueueIsNotSnoozedWithTheRelease, "L49"),
+    (TheKillSwitchNeverTrips, "L49"),
+    (TheKillSwitchNeverCloses, "L49"),
+    (WorkersKeepNoKeys, "L51"),
+    (WeightsAreIgnored, "L53"),
+    (TurnsAreSavedUp, "L53"),
+    (AStepIsTakenFromAnywhere, "L28"),
+    (AStepAndItsSendsAreTwoWrites, "L28"),
+    (AnOccurrenceHasARandomId, "L28"),
+    (AStepOfTheSpecBeforeIsTaken, "L45"),
+    (ADeclarationRewindsASchedule, "L45"),
+    (AResumedScheduleCatchesUp, "L45"),
+    (WhatLeftTheCodeIsFired, "L45"),
 ]
 
 
@@ -362,10 +564,20 @@ def test_a_wrong_engine_breaks_its_law(mutant, law):
     assert next(failures, None) is not None, f"{law} holds for {mutant.__name__}"
 
 
-@pytest.mark.parametrize("mutant", [SettleIgnoresTheEpoch, HandOffBeforeTheEpochCheck, LostDeliveriesAreNotCounted, GroupsAreIgnored])
+@pytest.mark.parametrize(
+    "mutant", [SettleIgnoresTheEpoch, HandOffBeforeTheEpochCheck, LostDeliveriesAreNotCounted, GroupsAreIgnored, TheUniqueKeyIsForgottenAtTheHandOut]
+)
 def test_the_state_machine_finds_a_wrong_engine(mutant):
-    case = machine.case(harness_of(mutant), oracle=MemoryHarness)
+    assert_found(machine.case(harness_of(mutant), oracle=MemoryHarness))
+
+
+def test_the_invariants_alone_find_a_limit_that_is_not_kept():
+    assert "I15" in str(assert_found(machine.case(harness_of(TheLimitIsReadOutsideOfTheReceive))))
+
+
+def assert_found(case) -> Exception:
     case.settings = settings(case.settings, max_examples=200, phases=[Phase.generate], database=None, derandomize=True, print_blob=False)
     with pytest.raises(BaseException) as caught:
         case("runTest").runTest()
-    assert not isinstance(caught.value, KeyboardInterrupt)
+    assert isinstance(caught.value, Exception)  # neither the limit of the test nor somebody who stops it
+    return caught.value

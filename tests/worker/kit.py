@@ -16,6 +16,7 @@ from beltline.core.queues import Counts
 from beltline.core.views import MessageView, ResultView
 from beltline.engines.memory import MemoryEngine
 from beltline.worker.config import WorkerConfig
+from beltline.worker.host import Memory, memory
 from beltline.worker.supervisor import Supervisor
 from tests.worker import lines
 
@@ -45,8 +46,10 @@ async def new_engine() -> MemoryEngine:
 
 
 @asynccontextmanager
-async def worker(engine: MemoryEngine, *queues: str, processes: bool = False, **options: Any) -> AsyncIterator[Supervisor]:
-    """A worker with 4 slots for each of the queues. In-process unless `processes`."""
+async def worker(
+    engine: MemoryEngine, *queues: str, processes: bool = False, free: Callable[[], Memory] = memory, **options: Any
+) -> AsyncIterator[Supervisor]:
+    """A worker with 4 slots for each of the queues. In-process unless `processes`. `free`: what it is told about the host's memory."""
     options = {
         "app": APP,
         "app_dir": ROOT,
@@ -56,7 +59,7 @@ async def worker(engine: MemoryEngine, *queues: str, processes: bool = False, **
         "log_level": "WARNING",
         **options,
     }
-    supervisor = Supervisor(WorkerConfig(in_process=not processes, **options), app=None if processes else lines.app, engine=engine)
+    supervisor = Supervisor(WorkerConfig(in_process=not processes, **options), app=None if processes else lines.app, engine=engine, free=free)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(supervisor.run())
         try:

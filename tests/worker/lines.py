@@ -118,6 +118,19 @@ async def tell(value: int, directory: str) -> None:
     await gate_open(Path(directory))
 
 
+@app.task(queue="once_each", retry=False)
+async def once_each(directory: str, pause_s: float) -> None:
+    """Fails where the same message is run a second time."""
+    (Path(directory) / current().message_id).touch(exist_ok=False)
+    await asyncio.sleep(pause_s)
+
+
+@app.task(queue="once_each", retry=False)
+def once_each_in_thread(directory: str, pause_s: float) -> None:
+    (Path(directory) / current().message_id).touch(exist_ok=False)
+    time.sleep(pause_s)
+
+
 # ---- what takes its time: it says that it has started, and waits until the test opens the gate
 
 
@@ -302,3 +315,13 @@ async def is_odd(n: int) -> str:
 
 app.chain("sums", begin >> widen.each(by=[1, 10, 100]) >> add_up.gather())
 app.chain("parity", begin.stage(name="look") >> branch(lambda n: "even" if n % 2 == 0 else "odd", even=is_even, odd=is_odd))
+
+
+# ---- flow control
+
+app.limit("narrow", concurrency=1)
+
+
+@app.task(queue="narrow", limits=["narrow"])
+async def narrow(n: int) -> int:
+    return n

@@ -15,8 +15,9 @@ POLICY = TaskPolicy(task="resize", queue="work", retry=Retry(attempts=2, jitter=
 def child(*, running: tuple[int, ...], ended: tuple[int, ...] = (), held: tuple[int, ...]) -> Child:
     """A runner of 4 slots that has started and ended these serials, and has answered for none of `held`."""
     found = Child(1, alone=False, max_tasks=None)
-    lane = ChildLane(found, 0, None, 0, 4)
-    found.lanes, found.slots = [lane], 4
+    lane = ChildLane(found, 0, None)
+    found.lanes = [lane]
+    lane.widen(4)
     for slot, serial in enumerate((*running, *ended)):
         found.marks.serials[slot] = serial
         found.marks.starts[slot] = 1.0 if serial in running else 0.0

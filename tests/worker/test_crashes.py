@@ -94,11 +94,16 @@ async def test_a_task_that_writes_into_our_socket_loses_its_runner_and_nothing_e
 
 async def test_the_innocent_beside_a_killer_succeed_and_the_killer_dies_alone(tmp_path: Path) -> None:
     """F15: all that ran are suspects, suspects run alone, so only the culprit can reach max_deliveries."""
+    beside = tmp_path / "beside"
+    beside.mkdir()
     engine = await new_engine()
     async with worker(engine, "ruin", processes=True, runners=1):
-        [killer, *innocents] = await send(engine, lines.die_when_asked.call(str(tmp_path)), *(lines.innocent.call(str(tmp_path)) for _ in range(3)))
-        await until(lambda: len(started(tmp_path)) == 4)
-        (tmp_path / "go").touch()
+        calls = [lines.die_when_asked.call(str(tmp_path)), *(lines.innocent.call(str(beside)) for _ in range(3))]
+        [killer, *innocents] = await send(engine, *calls)
+        await until(lambda: len(started(tmp_path)) + len(started(beside)) == 4)
+        (tmp_path / "go").touch()  # the innocent still run when the killer dies
+        await until(lambda: len(started(beside)) > 3)
+        (beside / "go").touch()
         await dead(engine, killer, "poison: 3 deliveries never answered")
         for id in innocents:
             assert await result(engine, id) == 2
@@ -106,11 +111,15 @@ async def test_the_innocent_beside_a_killer_succeed_and_the_killer_dies_alone(tm
 
 
 async def test_where_one_lost_delivery_is_the_last_the_innocent_are_still_tried_alone(tmp_path: Path) -> None:
+    beside = tmp_path / "beside"
+    beside.mkdir()
     engine = await new_engine()
-    async with worker(engine, "once", processes=True, runners=1):
-        [killer, innocent] = await send(engine, lines.die_once.call(str(tmp_path)), lines.innocent_once.call(str(tmp_path)))
-        await until(lambda: len(started(tmp_path)) == 2)
+    async with worker(engine, "once", processes=True, runners=1) as supervisor:
+        [killer, innocent] = await send(engine, lines.die_once.call(str(tmp_path)), lines.innocent_once.call(str(beside)))
+        await until(lambda: len(started(tmp_path)) + len(started(beside)) == 2)
         (tmp_path / "go").touch()
+        await until(lambda: supervisor.crew.deaths)
+        (beside / "go").touch()
         await dead(engine, killer, "poison: 1 deliveries never answered")
         assert await result(engine, innocent) == 1
 

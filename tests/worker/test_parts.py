@@ -143,7 +143,7 @@ def test_frames_may_be_cut_anywhere(sizes: list[int], cut: int) -> None:
 def test_a_deal_and_its_answer_survive_the_wire() -> None:
     batch = deliveries(3)
     assert encode(Deal(0, 7, batch)) == encode(Deal(0, 7, list(batch)))
-    done = Done(1, [7, 8], [], 0.5)
+    done = Done(1, [7, 8], [], 0.5, 0.13, 2)
     assert decode_in_supervisor(encode(done)) == done
 
 
@@ -235,6 +235,7 @@ def test_numbers_out_of_range_are_refused(options: dict[str, Any]) -> None:
 
 def test_there_are_never_more_runners_than_slots() -> None:
     assert WorkerConfig(app="a:b", runners=8).runner_count(3) == 3
+    assert WorkerConfig(app="a:b", runners=8).runner_count(0) == 0
     assert WorkerConfig(app="a:b", runners=2).runner_count(100) == 2
     assert WorkerConfig(app="a:b", in_process=True, runners=4).runner_count(100) == 1
 

@@ -10,7 +10,7 @@ from beltline.cli.command import Group, Session, pass_session
 from beltline.cli.names import Name, known
 from beltline.cli.output import Column
 from beltline.cli.powers import control_of
-from beltline.cli.shapes import ChainItem, StageItem, stage_item
+from beltline.cli.shapes import ChainItem, StageItem, bound, stage_item
 from beltline.cli.text import count, pad, safe, span, width
 from beltline.core.chain import ChainPlan
 from beltline.core.errors import QueueNotDeclared
@@ -48,6 +48,7 @@ async def chain_item(engine: Engine, plan: ChainPlan) -> ChainItem:
         dead=runs.dead,
         failed=runs.failed,
         cancelled=runs.cancelled,
+        within_s=bound(plan.within_s),
         stages=stages,
     )
 
@@ -100,7 +101,8 @@ def draw(session: Session, item: ChainItem) -> list[str]:
     """Stages from top to bottom, between them what happens to the item on its way."""
     boxes = {stage.name: f"[{safe(stage.name)}]" for stage in item.stages}
     wide = max(width(box) for box in boxes.values())
-    lines = [f"{session.out.paint(safe(item.name), 'bold')}   entered {count(item.entered)} · running {count(item.running)}", "  in"]
+    within = f" · to be through within {span(item.within_s)}" if item.within_s is not None else ""
+    lines = [f"{session.out.paint(safe(item.name), 'bold')}   entered {count(item.entered)} · running {count(item.running)}{within}", "  in"]
     slowest = max(item.stages, key=lambda stage: stage.oldest_ready_s)
     for stage in item.stages:
         lines.append(f"  │{_joint(stage)}")
@@ -122,7 +124,8 @@ def _numbers(session: Session, stage: StageItem) -> str:
     parts += [session.out.paint(f"dead {count(stage.dead)}", "red")] if stage.dead else []
     parts += [f"oldest {span(stage.oldest_ready_s)}"] if stage.ready else []
     parts += [f"queue {safe(stage.queue)}"] if stage.queue != stage.name else []
-    parts += [session.out.state("paused")] if stage.paused else []
+    parts += [f"held {count(stage.held)}"] if stage.held else []
+    parts += [session.out.state(stage.state)] if stage.state != "running" else []
     following = f" → {', '.join(safe(name) for name in stage.next)}" if len(stage.next) > 1 else ""
     return " · ".join(parts) + following
 

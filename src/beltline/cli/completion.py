@@ -90,13 +90,15 @@ def names(ctx: click.Context) -> Names:
 
 def _look(session: Session, found: Names) -> None:
     """Fills `found`, the engine's names at the end in one step: the reader may leave in the middle. Says nothing on any failure: completion never speaks."""
-    collected: Names = {"queue": [], "task": [], "chain": [], "worker": []}
+    collected: Names = {"queue": [], "task": [], "chain": [], "worker": [], "limit": [], "schedule": []}
     try:
         if session.has_app:
             app = session.app()
             collected["task"] = list(app.tasks)
             collected["chain"] = list(app.chains)
             collected["queue"] = [spec.name for spec in app.specs()]
+            collected["limit"] = list(app.limits)
+            collected["schedule"] = [spec.name for spec in app.schedules.specs()]
         check_reachable(session.config.url, create=False)
         session.run(lambda engine: _from_engine(engine, collected))
     except Exception:  # noqa: BLE001, S110  # a shell shows whatever is printed here in the middle of the user's line
@@ -105,7 +107,7 @@ def _look(session: Session, found: Names) -> None:
 
 
 async def _from_engine(engine: object, collected: Names) -> None:
-    from beltline.engines.protocol import Browse, Fleet
+    from beltline.engines.protocol import Browse, Fleet, Limits, Schedules
 
     if isinstance(engine, Browse):
         collected["queue"] += [spec.name for spec in await engine.queues()]
@@ -113,6 +115,10 @@ async def _from_engine(engine: object, collected: Names) -> None:
         for worker in await engine.workers():
             collected["task"] += worker.tasks
             collected["worker"].append(worker.id)
+    if isinstance(engine, Limits):
+        collected["limit"] += [view.name for view in await engine.limits()]
+    if isinstance(engine, Schedules):
+        collected["schedule"] += [view.schedule.name for view in await engine.schedules()]
 
 
 def _cache_file(about: str) -> Path:

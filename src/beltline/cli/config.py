@@ -1,13 +1,14 @@
 """beltline config: every setting, its value, and where it comes from."""
 
 import click
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from beltline.cli.command import Group, Session, pass_session
 from beltline.cli.output import SCHEMA_VERSION, Column
 from beltline.config import shown, unknown_variables
 from beltline.core.capabilities import Durability
 from beltline.core.config import KEYS, QUEUE_KEYS
+from beltline.core.flow import KillSwitch
 
 
 @click.group(cls=Group)
@@ -52,4 +53,8 @@ def show(session: Session, origin: bool) -> None:
 def _plain(value: object) -> object:
     if isinstance(value, Durability):
         return value.name.lower()
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    if isinstance(value, KillSwitch):
+        return structs.asdict(value)
     return value if isinstance(value, (int, float, str)) else str(value)

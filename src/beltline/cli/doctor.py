@@ -16,7 +16,6 @@ from beltline.cli.command import Command, Session, pass_session, sqlite_path
 from beltline.cli.engine import numbers
 from beltline.cli.output import SCHEMA_VERSION, Column
 from beltline.cli.problems import FAILED, OK
-from beltline.cli.shapes import LOST_S
 from beltline.cli.text import safe, size, span, things
 from beltline.config import unknown_variables
 from beltline.core.config import redact
@@ -24,6 +23,7 @@ from beltline.core.errors import BeltlineError, EngineUnsafe
 from beltline.core.views import WorkerView
 from beltline.engines.moving import Level
 from beltline.engines.protocol import Browse, Engine, Fleet, Inspectable, Movable
+from beltline.monitor.explain import LOST_S
 
 Verdict = Literal["ok", "note", "problem"]
 PACKAGES = ("beltline", "apsw", "psycopg", "msgspec", "click", "psutil", "setproctitle", "uuid-utils", "pillow", "watchfiles", "uvloop")
@@ -201,6 +201,17 @@ async def _opened(engine: Engine) -> list[Finding]:
                 )
             if each.paused:
                 found.append(Finding(check="queues", verdict="note", found=f"{name} is paused", help=f"beltline queue resume {name}"))
+            if each.snoozed_until:
+                found.append(Finding(check="queues", verdict="note", found=f"{name} is snoozed", help=f"beltline queue resume {name} ends it"))
+            if each.tripped_until or each.trying:
+                found.append(
+                    Finding(
+                        check="queues",
+                        verdict="problem",
+                        found=f"{name} was stopped by its kill switch",
+                        help=f"beltline dead ls --queue {name} --by error",
+                    )
+                )
     return found
 
 

@@ -15,7 +15,7 @@ from beltline.cli.shapes import bound
 from beltline.cli.text import safe
 from beltline.core.capabilities import Capabilities
 from beltline.core.config import redact
-from beltline.engines.protocol import Browse, Control, Engine, Fleet, Movable, Results, Runs, Transactional, Upkeep
+from beltline.engines.protocol import Browse, Control, Engine, Fleet, Movable, Results, Runs, Sizes, Transactional, Upkeep
 
 POWERS = {
     "browse": Browse,
@@ -23,6 +23,7 @@ POWERS = {
     "control": Control,
     "runs": Runs,
     "fleet": Fleet,
+    "sizes": Sizes,
     "upkeep": Upkeep,
     "transactional": Transactional,
     "movable": Movable,

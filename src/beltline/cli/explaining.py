@@ -1,47 +1,112 @@
-"""Why is it not running? The first reason that holds, from what the engine knows: the message's own note, its queue, and the workers' heartbeats."""
+"""The answers of monitor/explain.py as JSON and as lines."""
 
-from beltline.cli.shapes import LOST_S, last_failure
-from beltline.cli.text import span, things
+import math
+from datetime import datetime
+
+from msgspec import Struct
+
+from beltline.cli.output import SCHEMA_VERSION
+from beltline.cli.shapes import instant
+from beltline.cli.text import safe
 from beltline.core.views import MessageView
-from beltline.engines.protocol import Engine, Fleet
+from beltline.monitor.explain import Why
+from beltline.monitor.queues import QueueWhy, Reason, summary
+
+WAITING = ("ready", "delayed", "leased")
 
 
-async def why_not(engine: Engine, view: MessageView) -> str:
-    now = await engine.now()
-    match view.state:
-        case "done":
-            return f"it ended as {view.outcome or 'succeeded'}" + (f": {view.why}" if view.why else "")
-        case "dead":
-            failure = last_failure(view)
-            cause = ": ".join(part for part in (failure.type, failure.text) if part) if failure else ""
-            return (view.why or "it was given up") + (f" ({cause})" if cause else "")
-        case "leased":
-            asked = "; its cancellation was asked for" if view.cancel_asked else ""
-            left_s = view.due_at - now
-            if left_s <= 0:
-                return f"its lease by {view.worker} is over: the next receive hands it out again"
-            return f"it is running at {view.worker}, lease left {span(left_s)}{asked}"
-        case "delayed":
-            note = f", after {view.why}" if view.why else ""
-            return f"it is ready in {span(view.due_at - now)}{note}"
-        case _:
-            return await _waiting(engine, view)
+class WhyItem(Struct, frozen=True, kw_only=True):
+    """`rule`: the word for programs. `opens_at` null: no time is known. `holders`: ids of messages. `more_workers`: whether adding workers would help."""
+
+    version: int = SCHEMA_VERSION
+    id: str
+    state: str
+    why: str
+    rule: str
+    opens_at: datetime | None
+    limit: str
+    key: str
+    holders: list[str]
+    help: str
+    more_workers: bool
 
 
-async def _waiting(engine: Engine, view: MessageView) -> str:
-    queue, task = view.message.queue, view.message.task
-    counts = await engine.counts(queue)
-    if counts.paused:
-        return f"queue {queue} is paused: beltline queue resume {queue}"
-    if view.blocked:
-        return f"another message of its group {view.message.group!r} is before it"
-    if isinstance(engine, Fleet):
-        alive = [worker for worker in await engine.workers() if worker.age_s <= LOST_S]
-        serving = [worker for worker in alive if queue in worker.queues]
-        if not serving:
-            return f"no worker serves queue {queue}" + (f" ({things(len(alive), 'worker')} up, for other queues)" if alive else " (no worker is up)")
-        if not any(task in worker.tasks for worker in serving):
-            return f"no worker of queue {queue} knows task {task}"
-    if view.why:
-        return view.why
-    return f"it waits for a free slot: {things(counts.ready, 'message')} ready in {queue}, {things(counts.leased, 'message')} running"
+def why_item(view: MessageView, found: Why) -> WhyItem:
+    return WhyItem(
+        id=view.message.id,
+        state=view.state,
+        why=found.why,
+        rule=found.rule,
+        opens_at=_at(found.opens_at),
+        limit=found.limit,
+        key=found.key,
+        holders=list(found.holders),
+        help=found.help,
+        more_workers=found.more_workers,
+    )
+
+
+def help_lines(item: WhyItem) -> list[str]:
+    if not item.help:
+        return []
+    return [f"  help: {safe(item.help)}"] + ([] if item.more_workers or item.state != "ready" else ["  adding workers will not help"])
+
+
+class ReasonItem(Struct, frozen=True, kw_only=True):
+    """`messages`: how many; with `sampled`, of the `looked_at` oldest that were asked. `example`: the id of one."""
+
+    messages: int
+    sampled: bool
+    rule: str
+    why: str
+    opens_at: datetime | None
+    limit: str
+    help: str
+    more_workers: bool
+    example: str
+
+
+class QueueWhyItem(Struct, frozen=True, kw_only=True):
+    version: int = SCHEMA_VERSION
+    queue: str
+    summary: str
+    ready: int
+    held: int
+    leased: int
+    workers: int
+    slots: int
+    looked_at: int
+    reasons: list[ReasonItem]
+
+
+def queue_why_item(found: QueueWhy) -> QueueWhyItem:
+    around = found.around
+    return QueueWhyItem(
+        queue=around.queue,
+        summary=summary(found),
+        ready=around.counts.ready,
+        held=around.counts.held,
+        leased=around.counts.leased,
+        workers=len(around.serving),
+        slots=around.slots,
+        looked_at=found.looked_at,
+        reasons=[_reason(reason) for reason in found.reasons],
+    )
+
+
+def _reason(reason: Reason) -> ReasonItem:
+    return ReasonItem(
+        messages=reason.messages,
+        sampled=reason.sampled,
+        rule=reason.why.rule,
+        why=reason.why.why,
+        opens_at=_at(reason.why.opens_at),
+        limit=reason.why.limit,
+        help=reason.why.help,
+        more_workers=reason.why.more_workers,
+        example=reason.example,
+    )
+
+
+def _at(seconds: float) -> datetime | None:
+    return None if math.isinf(seconds) else instant(seconds)

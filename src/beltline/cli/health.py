@@ -6,10 +6,10 @@ from msgspec import Struct
 from beltline.cli.command import Command, Session, pass_session
 from beltline.cli.output import SCHEMA_VERSION
 from beltline.cli.problems import FAILED, OK
-from beltline.cli.shapes import LOST_S
 from beltline.cli.text import count, span, things
 from beltline.core.config import redact
 from beltline.engines.protocol import Browse, Engine, Fleet
+from beltline.monitor.explain import LOST_S
 
 
 class HealthItem(Struct, frozen=True, kw_only=True):

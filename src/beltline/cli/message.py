@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from beltline.cli.command import Group, Session, pass_session
 from beltline.cli.confirming import destructive, refuse_empty
-from beltline.cli.explaining import why_not
+from beltline.cli.explaining import WhyItem, help_lines, why_item
 from beltline.cli.names import Name
 from beltline.cli.output import SCHEMA_VERSION, Column
 from beltline.cli.powers import browse_of, control_of
@@ -22,6 +22,7 @@ from beltline.core.lifecycle import State
 from beltline.core.names import MessageId, message_id, queue_name
 from beltline.core.views import MessageFilter, MessageView
 from beltline.engines.protocol import Engine
+from beltline.monitor.explain import explain
 
 
 @click.group(cls=Group)
@@ -100,6 +101,14 @@ def _lines(session: Session, item: MessageItem, now: datetime) -> list[str]:
     ]
     if any(extras):
         lines.append(f"  order      {', '.join(extra for extra in extras if extra)}")
+    flow = [
+        f"tenant {item.tenant}" if item.tenant else "",
+        f"sticky {item.sticky}" if item.sticky else "",
+        f"unique {item.unique_key}" if item.unique_key else "",
+        *(f"limit {each.limit}{f' of {each.key}' if each.key else ''}{f' ×{each.cost:g}' if each.cost != 1 else ''}" for each in item.limits),
+    ]
+    if any(flow):
+        lines.append(f"  flow       {safe(', '.join(each for each in flow if each))}")
     if item.why:
         lines.append(f"  why        {safe(item.why)}")
     lines.append(f"  arguments  {safe(to_json(item.arguments))}  ({size(item.size_bytes)})")
@@ -120,25 +129,18 @@ def _iso(at: datetime | None) -> str:
     return "" if at is None else at.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-class WhyItem(Struct, frozen=True, kw_only=True):
-    version: int = SCHEMA_VERSION
-    id: str
-    state: str
-    why: str
-
-
 @message.command(shape=WhyItem)
 @click.argument("id")
 @pass_session
 def why(session: Session, id: str) -> None:
-    """Why a message is not running, or how it ended."""
+    """Why a message is not running: the rule, who holds it, when it opens, and the one change that helps. Or how it ended."""
 
     async def look(engine: Engine) -> WhyItem:
-        view, _ = await _get(engine, id)
-        return WhyItem(id=view.message.id, state=view.state, why=await why_not(engine, view))
+        view, found = await explain(engine, message_id(id))
+        return why_item(view, found)
 
     item = session.run(look)
-    session.out.thing(item, lambda: [f"{session.out.state(item.state)}: {safe(item.why)}"], id=item.id)
+    session.out.thing(item, lambda: [f"{session.out.state(item.state)}: {safe(item.why)}", *help_lines(item)], id=item.id)
 
 
 class Changed(Struct, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """The optional powers of an engine, or the refusal of a command that needs one the engine has not."""
 
 from beltline.core.errors import Unsupported
-from beltline.engines.protocol import Browse, Control, Engine, Fleet, Runs
+from beltline.engines.protocol import Browse, Control, Engine, Fleet, Limits, Runs, Sizes
 
 
 def browse_of(engine: Engine) -> Browse:
@@ -26,6 +26,18 @@ def fleet_of(engine: Engine) -> Fleet:
     if isinstance(engine, Fleet):
         return engine
     raise _missing(engine, "fleet")
+
+
+def sizes_of(engine: Engine) -> Sizes:
+    if isinstance(engine, Sizes):
+        return engine
+    raise _missing(engine, "sizes")
+
+
+def limits_of(engine: Engine) -> Limits:
+    if isinstance(engine, Limits):
+        return engine
+    raise _missing(engine, "limits")
 
 
 def _missing(engine: Engine, feature: str) -> Unsupported:

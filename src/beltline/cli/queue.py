@@ -8,9 +8,11 @@ import click
 
 from beltline.cli.command import Group, Session, pass_session
 from beltline.cli.confirming import destructive
+from beltline.cli.explaining import QueueWhyItem, queue_why_item
 from beltline.cli.names import known, queue_argument
 from beltline.cli.output import Column
-from beltline.cli.powers import browse_of, control_of
+from beltline.cli.powers import browse_of, control_of, limits_of
+from beltline.cli.selecting import Span
 from beltline.cli.shapes import QueueItem, queue_item
 from beltline.cli.text import count, safe, span, things
 from beltline.core.errors import Refused
@@ -18,11 +20,12 @@ from beltline.core.names import queue_name
 from beltline.core.queues import QueueSpec
 from beltline.core.views import MessageFilter
 from beltline.engines.protocol import Engine
+from beltline.monitor.queues import explain_queue
 
 
 @click.group(cls=Group)
 def queue() -> None:
-    """Backlogs; pause, resume, purge, move."""
+    """Backlogs; why they do not move; pause, snooze, resume, purge, move."""
 
 
 def _columns(session: Session) -> list[Column]:
@@ -40,6 +43,7 @@ def _columns(session: Session) -> list[Column]:
         Column(
             "state", lambda item: item.state, lambda item: session.out.state(item.state) + (f", {count(item.parked)} parked" if item.parked else "")
         ),
+        Column("held", lambda item: item.held, lambda item: count(item.held) if item.held else "", right=True),
     ]
 
 
@@ -76,6 +80,18 @@ def _lines(session: Session, item: QueueItem) -> list[str]:
         f"  full at        {count(item.max_backlog) if item.max_backlog is not None else 'no bound'}",
         f"  poison after   {things(item.max_deliveries, 'unanswered delivery', 'unanswered deliveries')}",
     ]
+    if item.held:
+        lines.append(f"  held           {count(item.held)} of the ready, behind a closed limit: beltline queue why {safe(item.name)}")
+    if item.snoozed_until is not None:
+        lines.append(f"  snoozed until  {_iso(item.snoozed_until)}: beltline queue resume {safe(item.name)} ends it")
+    if item.limits:
+        lines.append(f"  limits         {', '.join(safe(name) for name in item.limits)}")
+    if item.kill_switch is not None:
+        rule = item.kill_switch
+        lines.append(
+            f"  kill switch    at {100 * rule['share']:g} % of at least {rule['least']:g} failing in {span(rule['window_s'])}: "
+            + (f"stopped until {_iso(item.tripped_until)}" if item.tripped_until else "lets a few through" if item.trying else "well")
+        )
     if item.high_water is not None:
         lines.append(f"  stages before it wait above {count(item.high_water)}")
     if item.feeds:
@@ -110,7 +126,61 @@ def _line(item: QueueItem) -> str:
     return (
         f"{clock}  {safe(item.name)}  {numbers}"
         + (f" · oldest {span(item.oldest_ready_s)}" if item.ready else "")
-        + ("  paused" if item.paused else "")
+        + ("" if item.state == "running" else f"  {item.state}")
+    )
+
+
+def _iso(at: datetime | None) -> str:
+    return "" if at is None else at.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+@queue.command(shape=QueueWhyItem)
+@queue_argument
+@pass_session
+def why(session: Session, queue: str) -> None:
+    """Why its messages are not running: what stops all of them, else what its oldest ready ones wait for, and what helps."""
+
+    async def look(engine: Engine) -> QueueWhyItem:
+        known("queue", queue, {str(spec.name): spec for spec in await browse_of(engine).queues()})
+        return queue_why_item(await explain_queue(engine, queue_name(queue)))
+
+    item = session.run(look)
+    session.out.thing(item, lambda: _why_lines(session, item), id=item.queue)
+
+
+def _why_lines(session: Session, item: QueueWhyItem) -> list[str]:
+    lines = [f"{session.out.paint(safe(item.queue), 'bold')}   {safe(item.summary)}"]
+    for reason in item.reasons:
+        many = f"{count(reason.messages)} of the {item.looked_at} oldest" if reason.sampled else count(reason.messages)
+        lines.append(f"  {many}: {safe(reason.why)}")
+        if reason.example:
+            lines.append(f"    for example {reason.example}")
+        if reason.help:
+            lines.append(f"    help: {safe(reason.help)}" + ("" if reason.more_workers else "   (adding workers will not help)"))
+    return lines
+
+
+class Snoozed(QueueItem, frozen=True, kw_only=True):
+    """The queue afterwards."""
+
+
+@queue.command(shape=Snoozed)
+@queue_argument
+@click.argument("time", type=Span())
+@pass_session
+def snooze(session: Session, queue: str, time: float) -> None:
+    """Let no worker receive from it for a TIME such as 90, 10m, 2h. What is running finishes; resume ends it earlier; a longer snooze stays."""
+
+    async def act(engine: Engine) -> QueueItem:
+        [before] = await items(engine, [queue])
+        await limits_of(engine).snooze(queue_name(before.name), seconds=time)
+        return (await items(engine, [queue]))[0]
+
+    item = session.run(act)
+    session.out.thing(
+        item,
+        lambda: [f"{safe(item.name)}: {session.out.state(item.state)} until {_iso(item.snoozed_until)}, {things(item.ready, 'message')} ready"],
+        id=item.name,
     )
 
 
@@ -126,7 +196,7 @@ def pause(session: Session, queue: str) -> None:
 @queue_argument
 @pass_session
 def resume(session: Session, queue: str) -> None:
-    """Undo a pause."""
+    """Undo a pause, end a snooze, close a kill switch that has tripped."""
     _switch(session, queue, paused=False)
 
 

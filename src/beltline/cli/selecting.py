@@ -9,7 +9,7 @@ from msgspec import Struct, structs
 
 from beltline.cli.names import Name
 from beltline.cli.powers import browse_of
-from beltline.core.config import duration
+from beltline.core.limits import duration
 from beltline.core.names import message_id
 from beltline.core.views import MessageFilter, MessageView
 from beltline.engines.protocol import Engine

@@ -53,7 +53,7 @@ class Moment(click.ParamType[Any]):
 
 
 class SentItem(Struct, frozen=True, kw_only=True):
-    """`new` false: a message with this id, or with this dedup key, was there already and stands for it. `result`, `outcome`: only with --wait."""
+    """`new` false: a message with this id, this dedup key or this unique key was there already and stands for it. `result`, `outcome`: only with --wait."""
 
     version: int = SCHEMA_VERSION
     id: str
@@ -77,6 +77,9 @@ class SentItem(Struct, frozen=True, kw_only=True):
 @click.option("--priority", type=click.IntRange(-100, 100), help="Larger first.")
 @click.option("--group", help="FIFO lane: one at a time, in order.")
 @click.option("--dedup-key", help="The same key within 5 minutes is the same message.")
+@click.option("--unique-key", help="While another with this key waits or runs, it is that one.")
+@click.option("--tenant", help="Whose it is: tenants share the queue fairly.")
+@click.option("--sticky", metavar="KEY", help="One worker keeps this key while it lives.")
 @click.option("--expires", type=Span(), metavar="TIME", help="Not worth running after this time.")
 @click.option("--header", "headers", multiple=True, metavar="NAME=TEXT", help="A small fact that travels along (again for more).")
 @click.option("--id", "id_", metavar="UUID", help="An id of your own; repeating it is safe.")
@@ -100,14 +103,14 @@ def send(
         raise UsageError("Arguments come from one place.", help="Give them as ARGS, by --json -, or by --stdin.")
     if more["lines"] and (wait or more["id_"]):
         raise UsageError(f"--stdin sends many messages: {'--wait' if wait else '--id'} fits one.")
-    app = session.app() if session.has_app else _without_code(session)
-    found = _find(app, target, queue, known=session.has_app)
+    app = session.app() if session.has_app else without_code(session)
+    found = find(app, target, queue, known=session.has_app)
     sendable = _prepared(found, more)
     check_reachable(app.url, create=True)
     try:
         if more["lines"]:
             return _send_lines(session, found, sendable, target)
-        positional, named = _arguments(found, args, more)
+        positional, named = given_arguments(found, args, more)
         try:
             handle = sendable.send(*positional, **named)
         except EngineUnavailable as error:
@@ -121,13 +124,13 @@ def send(
         app.close()
 
 
-def _without_code(session: Session) -> "App":
+def without_code(session: Session) -> "App":
     from beltline.app import App
 
     return App(session.config.url, durability=session.durability, max_body=session.config.max_body)
 
 
-def _find(app: "App", target: str, queue: str | None, *, known: bool) -> "Sendable[..., Any]":
+def find(app: "App", target: str, queue: str | None, *, known: bool) -> "Sendable[..., Any]":
     """With the code, a name that it does not have is a mistake, unless a queue says that the code is elsewhere. Raises NotFound."""
     if known and queue is None and app.find(target) is None:
         raise unknown("task or chain", target, [*app.chains, *app.tasks])
@@ -140,7 +143,8 @@ def _queue_of(found: Any) -> str:
 
 
 def _prepared(found: "Sendable[..., Any]", more: dict[str, Any]) -> "Sendable[..., Any]":
-    names = {"id": "id_", "headers": "headers", **{name: name for name in ("delay", "at", "priority", "group", "dedup_key", "expires")}}
+    plain = ("delay", "at", "priority", "group", "dedup_key", "unique_key", "tenant", "sticky", "expires")
+    names = {"id": "id_", "headers": "headers", **{name: name for name in plain}}
     chosen = {name: more[field] for name, field in names.items() if more[field] not in (None, ())}
     if "delay" in chosen and "at" in chosen:
         raise UsageError("--delay and --at exclude each other.")
@@ -149,7 +153,7 @@ def _prepared(found: "Sendable[..., Any]", more: dict[str, Any]) -> "Sendable[..
     return found.with_options(**chosen) if chosen else found
 
 
-def _arguments(found: Any, args: tuple[str, ...], more: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def given_arguments(found: Any, args: tuple[str, ...], more: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     if more["arguments"] is None:
         return by_signature(found, args, named_values(more["named"], "--arg"))
     value = from_json(sys.stdin.read())

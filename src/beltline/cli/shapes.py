@@ -8,17 +8,17 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from beltline.cli.output import SCHEMA_VERSION
 from beltline.core.chain import Choose, End, Next, Split, StagePlan, To
 from beltline.core.codec import unpack
 from beltline.core.errors import MessageInvalid
+from beltline.core.flow import Flow
 from beltline.core.outcome import Failure
 from beltline.core.queues import Counts, QueueSpec
 from beltline.core.views import AttemptView, MessageView, RunView, WorkerView
-
-LOST_S = 30.0  # a worker without a heartbeat for this long is shown as lost
+from beltline.monitor.explain import LOST_S
 
 
 def instant(seconds: float) -> datetime | None:
@@ -45,10 +45,24 @@ class QueueItem(Struct, frozen=True, kw_only=True):
     high_water: float | None
     max_deliveries: int
     feeds: list[str]
+    held: int = 0
+    snoozed_until: datetime | None = None
+    tripped_until: datetime | None = None
+    trying: bool = False
+    limits: list[str] = []
+    kill_switch: dict[str, float] | None = None
+    state: str = "running"
 
-    @property
-    def state(self) -> str:
-        return "paused" if self.paused else "running"
+
+def queue_state(counts: Counts) -> str:
+    """running; or what keeps it from being received from, the strongest first. `trying`: its kill switch lets a few through."""
+    if counts.paused:
+        return "paused"
+    if counts.tripped_until:
+        return "tripped"
+    if counts.snoozed_until:
+        return "snoozed"
+    return "trying" if counts.trying else "running"
 
 
 def queue_item(spec: QueueSpec, counts: Counts) -> QueueItem:
@@ -66,6 +80,13 @@ def queue_item(spec: QueueSpec, counts: Counts) -> QueueItem:
         high_water=bound(spec.high_water),
         max_deliveries=spec.max_deliveries,
         feeds=[feed.queue for feed in spec.feeds],
+        held=counts.held,
+        snoozed_until=instant(counts.snoozed_until),
+        tripped_until=instant(counts.tripped_until),
+        trying=counts.trying,
+        limits=list(spec.limits),
+        kill_switch=None if spec.kill_switch is None else structs.asdict(spec.kill_switch),
+        state=queue_state(counts),
     )
 
 
@@ -91,6 +112,12 @@ class AttemptItem(Struct, frozen=True, kw_only=True):
     ran_s: float
     note: str
     error: ErrorItem | None
+
+
+class ClaimItem(Struct, frozen=True, kw_only=True):
+    limit: str
+    key: str
+    cost: float
 
 
 class MessageItem(Struct, frozen=True, kw_only=True):
@@ -124,10 +151,14 @@ class MessageItem(Struct, frozen=True, kw_only=True):
     headers: dict[str, str] | None = None
     progress: Any = None
     attempts: list[AttemptItem] | None = None
+    tenant: str = ""
+    sticky: str = ""
+    unique_key: str = ""
+    limits: list[ClaimItem] = []
 
 
 def message_item(view: MessageView, *, whole: bool = False) -> MessageItem:
-    message, place = view.message, view.message.place
+    message, place, flow = view.message, view.message.place, view.message.flow or Flow()
     return MessageItem(
         id=message.id,
         queue=message.queue,
@@ -156,6 +187,10 @@ def message_item(view: MessageView, *, whole: bool = False) -> MessageItem:
         headers=message.headers if whole else None,
         progress=None if view.progress is None else unpack(view.progress),
         attempts=[attempt_item(attempt) for attempt in view.attempts] if whole else None,
+        tenant=flow.tenant,
+        sticky=flow.sticky,
+        unique_key=flow.unique.key if flow.unique is not None else "",
+        limits=[ClaimItem(limit=claim.limit, key=claim.key, cost=claim.cost) for claim in flow.claims],
     )
 
 
@@ -241,7 +276,7 @@ def worker_item(view: WorkerView) -> WorkerItem:
 
 
 class StageItem(Struct, frozen=True, kw_only=True):
-    """`kind`: one, split (receives parts) or gather (receives the list of all parts). `next`: the stages messages go to."""
+    """`kind`: one, split (receives parts) or gather (receives the list of all parts). `next`: the stages messages go to. `state`: of its queue."""
 
     name: str
     task: str
@@ -256,9 +291,13 @@ class StageItem(Struct, frozen=True, kw_only=True):
     done: int
     oldest_ready_s: float
     paused: bool
+    held: int = 0
+    state: str = "running"
 
 
 class ChainItem(Struct, frozen=True, kw_only=True):
+    """`within_s`: how soon an item should be through; null = nothing was said."""
+
     version: int = SCHEMA_VERSION
     name: str
     entered: int
@@ -267,6 +306,7 @@ class ChainItem(Struct, frozen=True, kw_only=True):
     dead: int
     failed: int
     cancelled: int
+    within_s: float | None
     stages: list[StageItem]
 
 
@@ -307,4 +347,6 @@ def stage_item(stage: StagePlan, stages: tuple[StagePlan, ...], counts: Counts) 
         done=counts.done,
         oldest_ready_s=round(counts.oldest_ready_s, 3),
         paused=counts.paused,
+        held=counts.held,
+        state=queue_state(counts),
     )

@@ -9,6 +9,10 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
 
+from beltline.core.words import count, rate, span, things
+
+__all__ = ["ago", "bar", "clip", "count", "pad", "rate", "safe", "safe_json", "safe_lines", "size", "span", "table", "things", "width"]
+
 # C0, DEL, C1; bidi marks, embeddings, overrides and isolates; line and paragraph separators; invisible joiners; byte order mark; lone surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _KEPT = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -37,23 +41,6 @@ def safe_json(text: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
-def span(seconds: float) -> str:
-    """`0.31 s`, `6.2 s`, `41 s`, `4 m`, `2 h 5 m`, `3 d`."""
-    seconds = max(0.0, seconds)
-    if seconds < 1:
-        return f"{seconds:.2f} s"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} m"
-    if seconds < 48 * 3600:
-        hours, minutes = divmod(int(seconds // 60), 60)
-        return f"{hours} h {minutes} m" if minutes else f"{hours} h"
-    return f"{seconds / 86400:.0f} d"
-
-
 def ago(instant: datetime | None, now: datetime) -> str:
     """`3 s ago`, `in 8 s`, or nothing for what has not been."""
     if instant is None:
@@ -65,24 +52,12 @@ def ago(instant: datetime | None, now: datetime) -> str:
     return f"{text} ago" if seconds > 0 else f"in {text}"
 
 
-def count(number: float) -> str:
-    """`1 204`: thousands set apart by a narrow gap that every font has. inf reads `no bound`."""
-    if number == float("inf"):
-        return "no bound"
-    return f"{int(number):,}".replace(",", " ")
-
-
 def size(size_bytes: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if size_bytes < 1000 or unit == "GB":
             return f"{size_bytes:.0f} {unit}" if unit == "B" or size_bytes >= 100 else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1000
     raise AssertionError("the loop returns")
-
-
-def things(number: int, one: str, many: str = "") -> str:
-    """`1 message`, `2 messages`."""
-    return f"{count(number)} {one if number == 1 else many or one + 's'}"
 
 
 # --------------------------------------------------------------------------------------------------------------- width

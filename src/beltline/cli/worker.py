@@ -42,6 +42,7 @@ class WorkerStarted(Struct, frozen=True, kw_only=True):
 @click.option("--slots", type=int, help="Slots of a queue that names none of its own.  [4]")
 @click.option("--runners", type=click.IntRange(min=1), help="Processes that share the slots (else one per processor).")
 @click.option("--in-process", is_flag=True, help="Run tasks in this process: simpler to debug, and a crash costs everything.")
+@click.option("--dry-run", is_flag=True, help="Where slots are a range: decide how many there should be and record why, but change nothing.")
 @click.option("--burst", is_flag=True, help="End when nothing is ready or leased.")
 @click.option("--lease", "lease_s", metavar="TIME", help="How soon the messages of a dead host are received again.  [30]")
 @click.option("--drain", "drain_s", metavar="TIME", help="How long a stopping worker waits for what runs.  [30]")
@@ -56,7 +57,7 @@ def worker(session: Session, /, app_name: str | None, **flags: Any) -> int:
 
     SIGTERM or ctrl-c: it receives no more, lets running tasks finish within --drain, gives back the rest, and ends. A second signal: at once.
     """
-    own = ("runners", "in_process", "burst", "max_tasks", "max_rss_mb")
+    own = ("runners", "in_process", "burst", "dry_run", "max_tasks", "max_rss_mb")
     session.set_flags(app=app_name, **{name: value for name, value in flags.items() if name not in own})
     import asyncio
 
@@ -74,6 +75,7 @@ def worker_config(
     runners: int | None = None,
     in_process: bool = False,
     burst: bool = False,
+    dry_run: bool = False,
     max_tasks: int | None = None,
     max_rss_mb: int | None = None,
 ) -> "WorkerConfig":
@@ -97,6 +99,7 @@ def worker_config(
         durability=session.durability,
         max_body=settings.max_body if settings.origin("max_body") != "default" else None,
         burst=burst,
+        dry_run=dry_run,
         app_dir=str(Path.cwd()),
         log_level=settings.log_level.upper(),
         history_s=settings.history_s,

@@ -7,11 +7,13 @@ A chain is compiled once into stages, each with what comes next:
     Choose   one of several of the above, by a key
 
 Ids of followers are derived from the message before, run, stage and item: a repeated hand-off makes the same ids, and the store drops the repeat.
-Priority, group and headers (trace, tenant) travel down the chain.
+Priority, group, headers (trace), tenant and weight travel down the chain. Claims and sticky key are the next stage's own: those that take no arguments are in the
+plan, those that do are added by the worker that hands on (chains.Chain.shaped).
 Failure  a stage that dies is an ordinary dead letter. If it was a part, the gather's `on_dead` decides ("hold", "skip", "fail"): the engine applies it in
          the same write. A part that is cancelled or expired can never come back, so under "hold" it counts like under "skip".
 """
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any, assert_never
@@ -20,6 +22,7 @@ from msgspec import Struct, structs
 
 from beltline.core.codec import join_list, named_body, split_list
 from beltline.core.errors import BodyTooLarge, MessageInvalid
+from beltline.core.flow import Claim, downstream
 from beltline.core.limits import MAX_BATCH
 from beltline.core.message import Gather, Message, Part, Place
 from beltline.core.names import ChainName, GatherId, MessageId, QueueName, StageName, TaskName, derive_id
@@ -63,7 +66,10 @@ Next = End | Answer | To | Split | Choose
 
 
 class StagePlan(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
-    """One stage: task, its queue, the parameter that takes the value of the stage before, and what comes next. `retry`, `timeout_s`: None = the task's."""
+    """One stage: task, its queue, the parameter that takes the value of the stage before, and what comes next. `retry`, `timeout_s`: None = the task's.
+
+    `claims`: what each start uses up of limits, as far as it is known without arguments.
+    """
 
     name: StageName
     task: TaskName
@@ -72,14 +78,19 @@ class StagePlan(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     next: Next
     retry: Retry | None = None
     timeout_s: float | None = None
+    claims: tuple[Claim, ...] = ()
 
 
 class ChainPlan(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
-    """A chain as data: stages by name in order, the first is where runs enter. `result_ttl_s`: how long the result of a run is kept."""
+    """A chain as data: stages by name in order, the first is where runs enter. `result_ttl_s`: how long the result of a run is kept.
+
+    `within_s`: how soon an item should be through, for the size of the fleets (core/within.py); inf = nothing was said.
+    """
 
     name: ChainName
     stages: tuple[StagePlan, ...]
     result_ttl_s: float = 86400.0
+    within_s: float = math.inf
 
     def stage(self, name: str) -> StagePlan:
         """Raises MessageInvalid: a message may come from an older version of the chain."""
@@ -146,6 +157,7 @@ def follow(
         timeout_s=stage.timeout_s,
         retry=stage.retry,
         place=Place(place.run, plan.name, stage.name, item, parts),
+        flow=downstream(before.flow, stage.claims),
     )
 
 

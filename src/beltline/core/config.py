@@ -17,8 +17,9 @@ from typing import Any
 from msgspec import Struct
 
 from beltline.core.capabilities import Durability
-from beltline.core.errors import ConfigInvalid, NameInvalid
-from beltline.core.limits import MAX_BODY_BYTES, MAX_BODY_CEILING, MAX_LEASE_S
+from beltline.core.errors import ConfigInvalid, NameInvalid, ValueInvalid
+from beltline.core.flow import KillSwitch, check_switch, queue_limits
+from beltline.core.limits import MAX_BODY_BYTES, MAX_BODY_CEILING, MAX_LEASE_S, duration
 from beltline.core.names import queue_name
 
 DEFAULT_URL = "sqlite:///beltline.db"
@@ -27,8 +28,6 @@ MAX_SLOTS = 1000
 MAX_DRAIN_S = 3600.0
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?", re.ASCII)
 _SLOTS = re.compile(r"([0-9]{1,6})(?:\.\.([0-9]{1,6}))?", re.ASCII)
 _SIZES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _SIZE = re.compile(r"([0-9][0-9_,]*)\s*(?:([kmg])(?:i?b)?)?", re.ASCII)
@@ -54,6 +53,9 @@ class QueueSettings(Struct, frozen=True, kw_only=True):
     ageing_s: float | None = None
     max_deliveries: int | None = None
     on_dead: str | None = None
+    target_s: float | None = None
+    limits: tuple[str, ...] | None = None
+    kill_switch: KillSwitch | None = None
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -107,18 +109,6 @@ class Key(Struct, frozen=True, kw_only=True):
 
 
 # ------------------------------------------------------------------------------------------------------------- readers
-def duration(value: object) -> float:
-    """Seconds from a number or a text such as `30`, `1.5s`, `250ms`, `2m`, `1h`, `7d`. Raises ValueError."""
-    if isinstance(value, str):
-        found = _DURATION.fullmatch(value.strip())
-        if found is None:
-            raise ValueError(value)
-        return float(found[1]) * _UNITS[found[2] or "s"]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-        raise ValueError(value)
-    return float(value)
-
-
 def slots(value: object) -> Slots:
     """`4` or `2..8`, each at most 1000 and the first not above the second; "" leaves it to the key `slots`. Raises ValueError."""
     if value == "":
@@ -209,6 +199,32 @@ def _ageing(value: object) -> float:
     return math.inf if value in ("inf", math.inf) else _seconds(0.001, 86400.0 * 365)(value)
 
 
+def _limits(value: object) -> tuple[str, ...]:
+    """Names of limits: a list, or a text with blanks between."""
+    names = value.split() if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)):
+        raise ValueError(value)
+    try:
+        return queue_limits(names)
+    except NameInvalid:
+        raise ValueError(value) from None
+
+
+def _kill_switch(value: object) -> KillSwitch:
+    """`true`, or a table of its numbers; windows and pauses also as `30s`, `2m`."""
+    if value is True:
+        return KillSwitch()
+    known: dict[object, str] = {field.removesuffix("_s"): field for field in KillSwitch.__struct_fields__}
+    if not isinstance(value, dict) or not value.keys() <= {*known, *known.values()}:
+        raise ValueError(value)
+    said: dict[str, Any] = {known.get(name, str(name)): each for name, each in value.items()}
+    try:
+        said |= {name: duration(each) for name, each in said.items() if name.endswith("_s")}
+        return check_switch(KillSwitch(**said))
+    except ValueInvalid:
+        raise ValueError(value) from None
+
+
 # ---------------------------------------------------------------------------------------------------------------- keys
 KEYS: tuple[Key, ...] = (
     Key(name="url", read=_text, allowed="an engine URL such as sqlite:///beltline.db", about="the engine", secret=True),
@@ -232,6 +248,9 @@ QUEUE_KEYS: tuple[Key, ...] = (
     Key(name="ageing_s", read=_ageing, allowed="seconds above 0, or inf", about="seconds of waiting that one priority point is worth"),
     Key(name="max_deliveries", read=_whole(1, 1_000_000), allowed="a whole number from 1", about="unanswered deliveries before a message is poison"),
     Key(name="on_dead", read=_one_of("hold", "skip"), allowed="hold or skip", about="what a dead head does to its group"),
+    Key(name="target_s", read=_ageing, allowed="seconds above 0 (also 10s, 2m), or inf", about="a message should not wait longer: what the fleet is sized for"),
+    Key(name="limits", read=_limits, allowed="names of limits", about="what every start in this queue uses up"),
+    Key(name="kill_switch", read=_kill_switch, allowed="true, or a table of share, least, window, pause, tries", about="it stops by itself when too much fails"),
 )  # fmt: skip
 
 _BY_NAME = {key.name: key for key in KEYS}

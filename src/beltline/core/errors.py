@@ -14,7 +14,8 @@ BeltlineError
 │ ├ Unsupported         BLT-206  the engine's number is below the need: feature, need, have, engines that have it
 │ ├ BodyTooLarge        BLT-207  size and limit
 │ ├ ValueInvalid        BLT-208  a number out of its range (negative delay, lease of NaN seconds)
-│ └ NoDelivery          BLT-209  current() outside of a task
+│ ├ NoDelivery          BLT-209  current() outside of a task
+│ └ ScheduleInvalid     BLT-601  a schedule that can never be due as it is written: cron expression, zone, interval
 ├ QueueFull             BLT-301  nobody's fault: slow down (queue, bound)
 ├ NotFound              BLT-302  an id that was never sent is never "pending"
 ├ ResultExpired         BLT-303  it was there, its time is over
@@ -177,6 +178,16 @@ class NoDelivery(UsageError):
 
     def __init__(self) -> None:
         super().__init__("current() was called outside of a task.", why="It describes the delivery that a worker is running.")
+
+
+class ScheduleInvalid(UsageError):
+    """Carries the schedule's name. `what` of the message goes on after it."""
+
+    code = "BLT-601"
+
+    def __init__(self, name: object, what: str, *, help: str = "") -> None:
+        self.name = name
+        super().__init__(f"Schedule {name!r}: {what}", help=help)
 
 
 class QueueFull(BeltlineError):

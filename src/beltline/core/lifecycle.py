@@ -39,11 +39,13 @@ class Move(StrEnum):
     EXPIRE = "expire"
     REDRIVE = "redrive"
     HURRY = "hurry"
+    PUT_OFF = "put_off"
 
 
 TRANSITIONS: dict[tuple[State, Move], tuple[State, ...]] = {
     (State.DELAYED, Move.DUE): (State.READY,),
     (State.DELAYED, Move.HURRY): (State.READY,),
+    (State.DELAYED, Move.PUT_OFF): (State.DELAYED,),  # the newest of its unique key wants to wait longer
     (State.DELAYED, Move.CANCEL): (State.DONE,),
     (State.DELAYED, Move.EXPIRE): (State.DONE,),
     (State.READY, Move.RECEIVE): (State.LEASED,),

@@ -1,6 +1,7 @@
 """Bounds on sizes and numbers, each with its reason; every number a user gives passes through here."""
 
 import math
+import re
 from datetime import datetime, timedelta
 
 from beltline.core.errors import BodyTooLarge, ValueInvalid
@@ -16,16 +17,34 @@ MAX_LEASE_S = 7 * 86400.0
 MAX_BATCH = 100_000  # parts of one split: they are one write
 MAX_DEDUP_WINDOW_S = 24 * 3600.0
 
-Seconds = float | int | timedelta
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?", re.ASCII)
+
+Seconds = float | int | str | timedelta
+"""A duration as users say it: seconds, a timedelta, or a text with its unit: 250ms, 30s, 5m, 1h, 7d."""
+
+
+def duration(value: object) -> float:
+    """Seconds from a number or a text such as `30`, `1.5s`, `250ms`, `2m`, `1h`, `7d`. Raises ValueError."""
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value.strip())
+        if found is None:
+            raise ValueError(value)
+        return float(found[1]) * _UNITS[found[2] or "s"]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise ValueError(value)
+    return float(value)
 
 
 def seconds(name: str, value: Seconds, *, least: float = 0.0, most: float = math.inf) -> float:
-    """A duration as seconds. Raises ValueInvalid for NaN, bool, text and anything outside `least`..`most`."""
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or not least <= value <= most:
-        raise ValueInvalid(name=name, value=value, allowed=f"seconds or a timedelta from {least:g} to {most:g}")
-    return float(value)
+    """A duration as seconds. Raises ValueInvalid for NaN, bool, a text without unit and anything outside `least`..`most`."""
+    try:
+        found = value.total_seconds() if isinstance(value, timedelta) else duration(value)
+    except ValueError:
+        found = math.nan
+    if not least <= found <= most or (isinstance(value, str) and value.strip()[-1].isdigit()):
+        raise ValueInvalid(name=name, value=value, allowed=f"seconds, a timedelta or a text such as 30s or 5m, from {least:g} to {most:g} seconds")
+    return found
 
 
 def instant(name: str, value: datetime) -> float:

@@ -5,6 +5,7 @@ These values cross process borders as MessagePack arrays (`array_like`): field o
 
 from msgspec import Struct
 
+from beltline.core.flow import Flow
 from beltline.core.names import ChainName, GatherId, MessageId, QueueName, RunId, StageName, TaskName
 from beltline.core.retry import Retry
 
@@ -35,7 +36,7 @@ class Message(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     `body` is MessagePack: a map from parameter name to value, or `[[positional…], {named…}]` from senders that do not know the signature.
     `priority` -100..100, larger first. `ready_at` (seconds since 1970 on the engine's clock) wins over `delay_s` when given.
     `expires_s` after the send the message ends as *expired* unless it has been handed out before.
-    `timeout_s` and `retry` override the task's own; None = the task's.
+    `timeout_s` and `retry` override the task's own; None = the task's. `flow`: tenant, limits, sticky and unique key; None = none of them.
     """
 
     id: MessageId
@@ -53,6 +54,7 @@ class Message(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     timeout_s: float | None = None
     retry: Retry | None = None
     place: Place | None = None
+    flow: Flow | None = None
 
 
 class Gather(Struct, frozen=True, kw_only=True, array_like=True, gc=False):

@@ -65,10 +65,14 @@ class RetryAfter(Struct, frozen=True, kw_only=True, array_like=True, tag=1, gc=F
 
 
 class Release(Struct, frozen=True, kw_only=True, array_like=True, tag=2, gc=False):
-    """Back without an attempt: drained, snoozed, an innocent neighbour of a crash, or a task nobody here knows."""
+    """Back without an attempt: drained, snoozed, an innocent neighbour of a crash, or a task nobody here knows.
+
+    `queue_s`: the whole queue is snoozed for so long in the same write (an API said "too many requests"); 0 = it is not.
+    """
 
     delay_s: float = 0.0
     why: str = ""
+    queue_s: float = 0.0
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True, array_like=True, tag=3, gc=False):
@@ -104,11 +108,12 @@ class Admission(IntEnum):
 
     STORED = 0
     SAME_ID = 1  # this id was sent before
-    DEDUPLICATED = 2  # another message with this dedup key stands for it
+    DEDUPLICATED = 2  # another message with this dedup key, or unique key, stands for it
+    REPLACED = 3  # one with this unique key that has not begun has taken over what this one says
 
 
 class Sent(Struct, frozen=True, array_like=True, gc=False):
-    """One per message, in the order given. `id` is that of the message that stands for it (another than the one sent if DEDUPLICATED)."""
+    """One per message, in the order given. `id` is that of the message that stands for it (another than the one sent if DEDUPLICATED or REPLACED)."""
 
     id: MessageId
     admission: Admission = Admission.STORED

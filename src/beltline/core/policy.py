@@ -52,7 +52,10 @@ class AskedRetry(Struct, frozen=True, array_like=True, tag="retry", gc=False):
 
 
 class AskedSnooze(Struct, frozen=True, array_like=True, tag="snooze", gc=False):
+    """`queue`: nothing of the queue is wanted for so long."""
+
     delay_s: float
+    queue: bool = False
 
 
 class AskedCancel(Struct, frozen=True, array_like=True, tag="cancel", gc=False):
@@ -84,8 +87,8 @@ def decide(report: Report, policy: TaskPolicy, retry: Retry | None, *, failed: i
             return Ack(ran_s=ran_s, result_ttl_s=policy.result_ttl_s)
         case AskedCancel(reason):
             return Ack(ended=Ended.CANCELLED, note=reason, ran_s=ran_s)
-        case AskedSnooze(delay_s):
-            return Release(delay_s=delay_s, why="snoozed")
+        case AskedSnooze(delay_s, queue):
+            return Release(delay_s=delay_s, why="snoozed", queue_s=delay_s if queue else 0.0)
         case AskedReject(reason, failure):
             return DeadLetter(reason=reason, failure=failure, ran_s=ran_s)
         case AskedRetry(delay_s, failure):

@@ -4,6 +4,7 @@ import math
 
 from msgspec import Struct
 
+from beltline.core.flow import KillSwitch
 from beltline.core.names import QueueName
 from beltline.core.policy import MAX_DELIVERIES
 
@@ -27,6 +28,8 @@ class QueueSpec(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     `max_deliveries` unanswered deliveries before a message is dead-lettered as poison.
     `on_dead`       what a dead head does to its FIFO group: "hold" it until redriven or cancelled, or "skip" to the next.
     `feeds`         the queues of the next stages.
+    `target_s`      a message should not wait longer than this: what the fleet is sized for; inf = nothing was said.
+    `limits`        names of limits that every start in this queue uses up (key "", cost 1). `kill_switch`: None = it never stops by itself.
     """
 
     name: QueueName
@@ -37,11 +40,16 @@ class QueueSpec(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     max_deliveries: int = MAX_DELIVERIES
     on_dead: str = "hold"
     feeds: tuple[Feed, ...] = ()
+    target_s: float = math.inf
+    limits: tuple[str, ...] = ()
+    kill_switch: KillSwitch | None = None
 
 
 class Counts(Struct, frozen=True, kw_only=True):
     """How many messages of a queue are in which state, exactly. `ready` includes those behind their group's head and those whose lease or delay is over.
 
+    `held`: those of `ready` that wait behind a closed limit, so that no further slot would help. `snoozed_until`, `tripped_until` (by its kill switch), as instants,
+    0.0 = not; `trying`: the kill switch lets a few through to see.
     `done` counts all that ended here since the queue exists (it does not sink when history is dropped). `oldest_ready_s`: how long the oldest ready message waits; 0.0 = none.
     """
 
@@ -53,6 +61,10 @@ class Counts(Struct, frozen=True, kw_only=True):
     parked: int = 0
     oldest_ready_s: float = 0.0
     paused: bool = False
+    held: int = 0
+    snoozed_until: float = 0.0
+    tripped_until: float = 0.0
+    trying: bool = False
 
 
 def rank(now: float, priority: int, ageing_s: float) -> float:

@@ -10,6 +10,7 @@ from msgspec import structs
 
 from beltline.core.chain import Answer, ChainPlan, Choose, End, Split, StagePlan, To
 from beltline.core.errors import NotFound
+from beltline.core.flow import downstream
 from beltline.core.message import Gather, Message, Part, Place
 from beltline.core.names import GatherId, MessageId, RunId, derive_id
 
@@ -55,7 +56,9 @@ def rerun(plan: ChainPlan, stage_name: str, entered: Sequence[Message], run: Run
         assert place is not None
         parts = tuple(Part(_renamed(run, part.gather), part.index) for part in place.parts)
         id = MessageId(run) if not parts else MessageId(derive_id(run, stage.name, place.item))
-        again = structs.replace(message, id=id, queue=stage.queue, task=stage.task, delay_s=0.0, ready_at=None, dedup_key=None)
+        # Without its unique key, which would make the old run stand for the new one.
+        flow = None if message.flow is None else structs.replace(message.flow, unique=None)
+        again = structs.replace(message, id=id, queue=stage.queue, task=stage.task, delay_s=0.0, ready_at=None, dedup_key=None, flow=flow)
         messages.append(structs.replace(again, place=Place(run, plan.name, stage.name, place.item, parts)))
     return tuple(messages), gathers
 
@@ -95,6 +98,7 @@ def _gathers(plan: ChainPlan, splits: Enclosing, entered: Sequence[Message], run
                     ready_at=None,
                     dedup_key=None,
                     place=Place(run, plan.name, target.name, item, above),
+                    flow=downstream(message.flow, target.claims),
                 )
             found[old] = Gather(
                 id=_renamed(run, old),

@@ -39,6 +39,8 @@ class Section(StrEnum):
     MESSAGES = "messages"
     KEYS = "keys"
     KNOWN = "known"
+    SCHEDULES = "schedules"
+    LIMITS = "limits"
     END = "end"
 
     @property
@@ -184,7 +186,34 @@ class MovedId(Struct, frozen=True, array_like=True, gc=False):
     ended: int
 
 
-Moved = MovedQueue | MovedRun | MovedGather | MovedMessage | MovedKey | MovedId
+class MovedSchedule(Struct, frozen=True, array_like=True, gc=False):
+    """`spec`: MessagePack of the Schedule. `left`: no code names it any more. When it is due next is worked out anew."""
+
+    name: str
+    spec: bytes
+    origin: str
+    owner: str
+    paused: bool
+    left: bool
+    named: int
+    stood: int
+    last_due: int | None
+    last_sent: int | None
+    last_id: str
+    sent: int
+    skipped: int
+    error: str
+
+
+class MovedLimit(Struct, frozen=True, array_like=True, gc=False):
+    """MessagePack of what the code says of a limit, and of what an operator has set over it. How full its buckets are stays behind."""
+
+    name: str
+    declared: bytes | None
+    given: bytes | None
+
+
+Moved = MovedQueue | MovedRun | MovedGather | MovedMessage | MovedKey | MovedId | MovedSchedule | MovedLimit
 
 
 class MovedPage(Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ Laws every engine keeps (each is a file of beltline.testing.conformance):
   one write   everything a settlement says (outcome, result, `then`, gathers, part, counters, history) is written together or not at all.
   time        is the store's, with a ratchet: it never runs backwards, and goes on at the clock's pace after the clock was set back. Time never decides safety.
               Due at `ready_at`, over at `lease_until`, expired at sent + expires_s (exactly then, and only if never handed out).
-              A delayed message that is due and a lease that is over read as ready in counts and views; purge takes both.
+              A delayed message that is due and a lease that is over read as ready in counts and views; purge takes both. Looking moves nothing.
   answers     ok; fail (an exception of core.errors: certainly no effect); unknown (EngineUnavailable(effect="unknown"): repeating is safe).
   capacity    `then` messages are never refused for a full queue: backpressure stalls the receive of the stage before (QueueSpec.feeds), never a settle.
               load(f) = ready(f) + leased(x) * fan_out(x) over all x that feed f. A receive takes at most floor((high_water - load) / fan_out); below 1 it takes nothing until
@@ -31,6 +31,33 @@ Laws every engine keeps (each is a file of beltline.testing.conformance):
               is failed). Cancelled, expired, deleted and purged parts count as absent unless "fail". A gather of 0 parts fires at once. Firing is part of the settle.
               Absent values are left out of the list. A part that is acknowledged without an answer, and without followers that carry it on, is absent. Only the innermost
               gather hears of a message.
+  flow        a message with a tenant, claims or a sticky key stands in a lane: (tenant, sticky key, buckets of its claims, priority). Lanes of one tenant (and, sticky, of one
+              keeper) are a share; messages without any of these are the share of nobody, and lanes without tenant and sticky key belong to it. Nothing of this costs a queue
+              that has no lane. Who is next: of the shares that have something to give to this worker, those that are not noisy first, then the lowest tag - head_start(priority
+              of what it would give, ageing_s), then by name (UTF-8); in a share the lowest (rank, send order) over its open lanes. A hand-out lifts the queue's turn to the share's
+              tag and the tag by turn_cost(weight) (the tenant's last sent weight). A share that begins to have something to give starts at the queue's turn at least.
+              A lease that is over and handed out again costs no turn. Noisy: core.flow.noisy over leases (those that are over too) and worker time (ran_s of settlements) of this and the last window,
+              looked at when a share is about to be served, and, for those marked, at each receive.
+  limits      a start (hand-out, also of a lease that is over) needs room in each bucket of the message's claims, in their order, and in each limit of its queue. A bucket without a
+              limit of that name is open. Places are held by leases that are not over (for key "" also by every lease of the queues that name the limit). The first bucket that
+              refuses a head closes its lane: until its rate allows the start (rounded up to ms), or until the first of the leases that hold its places would be over. It opens at that
+              time (at most 200 lanes a receive, by (closed_until, closed_at, name)), when it is empty, when the limit is set, reset or declared with other numbers, and one lane of each queue for each
+              place that is given back (any end of a lease, by limits with a concurrency; by (closed_at, name); after empty ones are open). A closed lane is not looked at, and blocks nobody.
+              A lane whose delayed message is due is not empty.
+              A lease that is over and may not start again stays as it is. What code declares gives way to what was set at run time until that is reset.
+  unique      of the messages of a queue with one unique key only the last stored one is remembered; core.flow.Unique says when it stands for a new one (DEDUPLICATED, or REPLACED:
+              body, headers, timeout_s and retry are the new one's, a delayed one is put off, the history says "replaced"). A send looks at it after id and dedup key. Hand-offs ignore it.
+  switch      a queue that is snoozed, or tripped by its kill switch, is left alone like a paused one until that instant. core.flow.KillSwitch is judged once after each settle, over all it ended
+              (releases do not count; failed: retries and dead letters), in two half windows. While it tries, at most `tries` less those that succeeded and the leases that live are
+              handed out. Resume ends snooze and switch.
+  sticky      the keeper of a key is core.flow.keeper over the members: workers whose heartbeat is at most MEMBER_S old, up, and serve the queue. Members are looked at by each receive that has room,
+              as all lanes are. Without members everybody may have the lane. A lease that is over goes to whoever comes.
+  schedules   `stood_at` says up to which instant all is decided: put and resumed at now, moved by steps, never beyond now. A step compares it, the revision of the spec and
+              that the schedule is active, and sends (as `send` does, all of its messages or none), in one write; of any number of schedulers one wins. Who wins twice, by a
+              restored store, sends the same ids again. A put keeps pause and position unless the timing changed (cron, interval, zone): then it stands at now. Code takes a
+              schedule over from an operator, never the other way round; one that an owner's code no longer names, and nobody has named for LEFT_S, is left: kept and not fired.
+  sizes       the size of a queue's fleet is one row with a turn. A decision names the turn it was made on: of any number made on one turn exactly one is written.
+              The log keeps the newest 1,000 decisions of each queue. An order (set_range) keeps the turn, makes the next decision due, and stands until it is cleared.
   use         from any thread and event loop of the process; before open, after close and after a fork: HandleMisused.
 
 Optional powers are found with isinstance; a method that raises NotImplementedError is a design error.
@@ -40,12 +67,31 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from beltline.core.capabilities import Capabilities
+from beltline.core.flow import Limit
 from beltline.core.lifecycle import State
 from beltline.core.message import Delivery, Gather, Message, Receipt
 from beltline.core.names import MessageId, QueueName, RunId, WorkerId
 from beltline.core.outcome import Sent, Settled, Settlement
 from beltline.core.queues import Counts, QueueSpec
-from beltline.core.views import GatherView, MessageFilter, MessageView, Page, Remark, ResultView, RunCounts, RunView, SchemaView, WorkerView
+from beltline.core.scaling import Decision, Size
+from beltline.core.schedule import Schedule, Step, Stepped
+from beltline.core.views import (
+    BucketView,
+    DueSchedules,
+    GatherView,
+    LimitView,
+    MessageFilter,
+    MessageView,
+    Page,
+    Remark,
+    ResultView,
+    RunCounts,
+    RunView,
+    ScheduleView,
+    SchemaView,
+    Standing,
+    WorkerView,
+)
 from beltline.engines.moving import MovedPage, Seal, Section
 
 
@@ -185,6 +231,63 @@ class Fleet(Protocol):
 
 
 @runtime_checkable
+class Sizes(Protocol):
+    async def sizes(self) -> list[Size]:
+        """Of every queue that anybody has decided about, by name."""
+        ...
+
+    async def set_size(self, queue: QueueName, *, turn: int, slots: int, state: bytes, log: Decision | None = None) -> bool:
+        """The size from now on, if `turn` is the one that stands. False: somebody else has decided meanwhile, nothing was written. Raises QueueNotDeclared."""
+        ...
+
+    async def set_range(self, queue: QueueName, least: int, most: int) -> None:
+        """What an operator says; it wins over what the workers were started with. Raises QueueNotDeclared, ValueInvalid."""
+        ...
+
+    async def clear_range(self, queue: QueueName) -> None: ...
+
+    async def decisions(self, queue: QueueName | None = None, *, limit: int = 100) -> list[Decision]:
+        """Newest first; None: of all queues."""
+        ...
+
+
+@runtime_checkable
+class Limits(Protocol):
+    """Flow control that changes at run time. What messages say for themselves is in Message.flow."""
+
+    async def declare_limits(self, given: Sequence[Limit]) -> None:
+        """What the code says. Raises NameInvalid, ValueInvalid."""
+        ...
+
+    async def set_limit(self, limit: Limit) -> None:
+        """What an operator says; stands over the code's until it is reset."""
+        ...
+
+    async def reset_limit(self, name: str) -> None:
+        """Back to what the code says, or away. Raises NotFound."""
+        ...
+
+    async def limits(self) -> list[LimitView]:
+        """By name."""
+        ...
+
+    async def buckets(self, name: str, *, limit: int = 100) -> list[BucketView]:
+        """Those keys of a limit where something runs or waits, or that time will open, by key. Raises NotFound."""
+        ...
+
+    async def snooze(self, queue: QueueName, *, seconds: float) -> float:
+        """Hand out nothing of the queue for so long; a snooze that ends later stays. Returns until when. `resume` ends it. Raises QueueNotDeclared."""
+        ...
+
+
+@runtime_checkable
+class Explain(Protocol):
+    async def standing(self, id: MessageId) -> Standing:
+        """Why a message is not running. Facts only; changes nothing. Raises NotFound."""
+        ...
+
+
+@runtime_checkable
 class Upkeep(Protocol):
     async def sweep(self) -> int:
         """Hurry what `receive` would do anyway: due -> ready, poison -> dead, expired -> done. Never touches a lease that can still be settled. Returns how many moved."""
@@ -242,7 +345,7 @@ class Movable(Protocol):
         ...
 
     async def empty(self) -> bool:
-        """No message, run, dedup key or known id is there; queues may be declared."""
+        """No message, run, dedup key, known id or schedule is there; queues may be declared."""
         ...
 
     async def take(self, section: Section, after: str, limit: int) -> MovedPage:
@@ -314,4 +417,43 @@ class Transactional(Protocol):
 
     async def atransaction(self, connection: Any = None) -> AsyncTransaction:
         """`transaction` for a coroutine."""
+        ...
+
+
+@runtime_checkable
+class Schedules(Protocol):
+    """Recurring sends as rows. When one is due is worked out by whoever makes the steps (core/schedule.py); the engine keeps where each stands."""
+
+    async def put_schedules(self, specs: Sequence[Schedule], *, origin: str, owner: str = "", replace: bool = True) -> list[bool]:
+        """Create or change them. False: there is one of this name that may not be changed so (code's by an operator, or any other one without `replace`).
+
+        `origin`: code or operator. With "code" and an `owner` these are all of that owner's: others of it that nobody has named for LEFT_S are left.
+        """
+        ...
+
+    async def schedules(self, *, limit: int = 1000, after: str = "") -> list[ScheduleView]:
+        """By name, those behind `after`."""
+        ...
+
+    async def schedule(self, name: str) -> ScheduleView:
+        """Raises NotFound."""
+        ...
+
+    async def pause_schedule(self, name: str, paused: bool) -> ScheduleView:
+        """Or resume: then it stands at now, and what was due meanwhile is not sent. Raises NotFound."""
+        ...
+
+    async def remove_schedule(self, name: str) -> None:
+        """What it has sent stays. Raises NotFound."""
+        ...
+
+    async def due_schedules(self, *, limit: int = 100) -> DueSchedules:
+        """Those that have to be looked at now, the longest due first. Changes nothing; cheap: schedulers ask every second."""
+        ...
+
+    async def step_schedules(self, steps: Sequence[Step]) -> list[Stepped]:
+        """Each in one write, one answer per step in the order given. A message whose id was sent before is not sent again.
+
+        Raises what `send` raises beside QueueFull and QueueNotDeclared (BodyTooLarge, ValueInvalid): the step with that message was not taken, others may have been.
+        """
         ...

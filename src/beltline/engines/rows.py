@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, structs
 
+from beltline.core.flow import Flow
 from beltline.core.message import Message, Place
 from beltline.core.names import MessageId, QueueName, TaskName
 from beltline.core.retry import Retry
@@ -27,6 +28,7 @@ class Head(Struct, frozen=True, array_like=True, gc=False):
     timeout_s: float | None = None
     retry: Retry | None = None
     place: Place | None = None
+    flow: Flow | None = None
 
 
 assert Head.__struct_fields__ == Message.__struct_fields__[4:]
@@ -59,7 +61,12 @@ def message(id: str, queue: str, task: str, head: bytes | None, body: bytes) -> 
         timeout_s=h.timeout_s,
         retry=h.retry,
         place=h.place,
+        flow=h.flow,
     )
+
+
+def flow_of(head: bytes | None) -> Flow | None:
+    return None if head is None else _decode(head).flow
 
 
 def place_of(head: bytes | None) -> Place | None:

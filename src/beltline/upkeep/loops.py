@@ -24,6 +24,8 @@ class Loop:
         self._every_s = every_s
         self._task: asyncio.Task[None] | None = None
         self._failing = False
+        self.done = 0
+        """How much all rounds together have done."""
 
     async def once(self) -> int:
         """One round; how much it has done."""
@@ -32,14 +34,20 @@ class Loop:
     async def run(self) -> None:
         while True:
             await asyncio.sleep(uniform(0.8, 1.2) * self._every_s)  # noqa: S311  # spreads load, guards nothing
-            try:
-                await self.once()
-            except BeltlineError as error:
-                if not self._failing:
-                    log.warning("%s does not get through: %s", self.what, error)
-                self._failing = True
-            else:
-                self._failing = False
+            await self.attempt()
+
+    async def attempt(self) -> int:
+        """`once`; what goes wrong is told the first time."""
+        try:
+            done = await self.once()
+        except BeltlineError as error:
+            if not self._failing:
+                log.warning("%s does not get through: %s", self.what, error)
+            self._failing = True
+            return 0
+        self._failing = False
+        self.done += done
+        return done
 
     def start(self) -> None:
         if self._task is None:

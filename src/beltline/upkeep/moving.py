@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 
 from beltline.core.errors import BeltlineError, Refused
 from beltline.engines.moving import Level, MovedMessage, MovedPage, Seal, Section, Sums
-from beltline.engines.protocol import Movable
+from beltline.engines.protocol import Movable, Sizes
 
 FIRST_PAGE = 100
 MOST_THINGS, MOST_BYTES = 2000, 4_000_000  # of a page: one transaction of the target, and twice as much memory here
@@ -87,7 +87,7 @@ class Mover:
                 await self._target.set_seal(target, None)
                 raise Refused(
                     f"{self._target.shown} is not empty." if not waits_for else f"{self._target.shown} is in use: {waits_for}.",
-                    why="A move needs a target that holds no message, no run and no id of an ended message. Nothing was changed.",
+                    why="A move needs a target that holds no message, no run, no schedule and no id of an ended message. Nothing was changed.",
                     help="Use another schema (?schema=…), another database or another file.",
                 )
         elif target.level is not Level.FILLING or (target.section, target.after) != (Section.QUEUES, ""):
@@ -156,6 +156,7 @@ class Mover:
             return self._report(source, "different", waits_for="; ".join(told), sums=theirs)
         source = await self._set(self._source, source, source.at(Level.MOVED))
         await self._set(self._target, target, None)
+        await self._carry_orders()
         return self._report(source, "moved", sums=theirs)
 
     async def _open_target(self, source: Seal, target: Seal | None) -> MoveReport:
@@ -166,7 +167,16 @@ class Mover:
             await self._set(self._target, target, None)
         elif source.other != self._target.shown:
             raise Refused(f"The queues of {self._source.shown} have moved to {source.other} already.", why="Nothing was changed.")
+        await self._carry_orders()
         return self._report(source, "moved")
+
+    async def _carry_orders(self) -> None:
+        """What operators have said about the size of fleets. The sizes themselves are decided anew."""
+        if isinstance(self._source, Sizes) and isinstance(self._target, Sizes):
+            said = {size.queue for size in await self._target.sizes() if size.ordered is not None}
+            for size in await self._source.sizes():
+                if size.ordered is not None and size.queue not in said:
+                    await self._target.set_range(size.queue, *size.ordered)
 
     async def _set(self, store: Movable, before: Seal | None, after: Seal | None) -> Seal:
         if not await store.set_seal(before, after):

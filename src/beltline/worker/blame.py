@@ -10,6 +10,7 @@ it had ended, unreported                 released without an attempt: nobody kno
 it had not started                       still leased and untouched: dealt to another runner
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import random
 
@@ -18,7 +19,7 @@ from beltline.core.outcome import Ack, Cause, Ended, Failure, Outcome, Release, 
 from beltline.core.policy import Raised, RunnerDied, TaskPolicy, decide
 from beltline.worker.children import Child, ChildLane
 from beltline.worker.failures import TIMEOUT_LINEAGE, timed_out
-from beltline.worker.frames import CANCELLED, TIMEOUT
+from beltline.worker.frames import CANCELLED, DRAINED, TIMEOUT
 
 
 @dataclass
@@ -39,7 +40,7 @@ def judge(child: Child) -> Verdict:
     running = child.started()
     ran: list[Delivery] = []
     for lane in child.lanes:
-        last = child.marks.last_started(lane.first_slot, lane.slots)
+        last = lane.last_started()
         for serial, delivery in lane.held.items():
             if serial in running and serial in child.culprits:
                 verdict.culprits.append((delivery, child.halted.get(serial, TIMEOUT)))
@@ -59,6 +60,20 @@ def judge(child: Child) -> Verdict:
     else:
         verdict.suspects = ran
     return verdict
+
+
+def endings(verdict: Verdict, how: str, *, drained: bool, policy: Callable[[Delivery], TaskPolicy]) -> Iterator[tuple[Delivery, Outcome]]:
+    """How each one ends that ran or had run. `how`: the end of the runner in words; `drained`: it was killed because the worker stops."""
+    for delivery in verdict.blamed:
+        yield delivery, died(delivery, policy(delivery), how)
+    for delivery in verdict.suspects:
+        yield delivery, suspected(delivery, policy(delivery), how, len(verdict.suspects))
+    for delivery, why in verdict.culprits:
+        yield delivery, stopped_by_force(delivery, policy(delivery), why)
+    for delivery in verdict.beside:
+        yield delivery, Release(why=DRAINED if drained else f"its runner was killed: {how}")
+    for delivery in verdict.unreported:
+        yield delivery, Release(why="its runner died before its outcome was known")
 
 
 def died(delivery: Delivery, policy: TaskPolicy, how: str, ran_s: float = 0.0) -> Outcome:

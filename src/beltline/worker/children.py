@@ -19,7 +19,8 @@ from time import monotonic
 
 from beltline.app import App
 from beltline.core.message import Delivery
-from beltline.worker.frames import Begin, Deal, Halt, Hello, Setup, Stop, TakeBack, ToSupervisor, decode_in_supervisor
+from beltline.worker.config import MAX_SLOTS
+from beltline.worker.frames import Begin, Deal, Halt, Hello, Setup, Share, Stop, TakeBack, ToSupervisor, decode_in_supervisor
 from beltline.worker.intake import Intake
 from beltline.worker.marks import Marks, new_page
 from beltline.worker.wire import Wire
@@ -37,22 +38,45 @@ class Stage(IntEnum):
 
 
 class ChildLane:
-    """A runner's share of a queue's slots. `intake` None: a lone lane that takes deliveries of any queue. `held`: serial -> delivery, dealt and not answered."""
+    """A runner's share of a queue's slots. `intake` None: a lone lane that takes deliveries of any queue. `held`: serial -> delivery, dealt and not answered.
 
-    __slots__ = ("child", "first_slot", "held", "index", "intake", "slots")
+    `slots` may change; more than that run while a lane that was made smaller finishes what runs. `marks`: (first, number) of the places where its slots are marked.
+    """
 
-    def __init__(self, child: "Child", index: int, intake: Intake | None, first_slot: int, slots: int) -> None:
+    __slots__ = ("child", "held", "index", "intake", "marks", "slots")
+
+    def __init__(self, child: "Child", index: int, intake: Intake | None) -> None:
         self.child = child
         self.index = index
         self.intake = intake
-        self.first_slot = first_slot
-        self.slots = slots
+        self.slots = 0
+        self.marks: list[tuple[int, int]] = []
         self.held: dict[int, Delivery] = {}
+
+    def widen(self, slots: int) -> int:
+        """Give it so many slots. The first of the places for those it has not had before."""
+        first = self.child.marked
+        new = slots - sum(number for _, number in self.marks)
+        if new > 0:
+            self.marks.append((first, new))
+            self.child.marked += new
+        self.slots = slots
+        return first
+
+    @property
+    def busy(self) -> int:
+        """How many of its slots run something."""
+        starts = self.child.marks.starts
+        return sum(1 for first, number in self.marks for started in starts[first : first + number].tolist() if started)
+
+    def last_started(self) -> int:
+        """The highest serial that it has started; it starts them in order."""
+        return max((self.child.marks.last_started(first, number) for first, number in self.marks), default=0)
 
     def room(self) -> int:
         """How many more this lane takes now."""
         child = self.child
-        if child.stage is not Stage.READY:
+        if child.stage is not Stage.READY or not self.slots:
             return 0
         window = self.slots
         intake = self.intake
@@ -68,6 +92,7 @@ class Child:
     """`before`: the runner it replaces, while that one still runs something. `doomed`: why we killed it, "" = we did not.
 
     `overdue`: serial -> when to lose patience with a delivery that was asked to stop. `tasks_left`: None = any number.
+    `marked`: how many places of its page of marks are in use; they stay with the slots that have had them.
     """
 
     def __init__(self, number: int, *, alone: bool, max_tasks: int | None) -> None:
@@ -76,6 +101,7 @@ class Child:
         self.stage = Stage.STARTING
         self.pid = 0
         self.hello: Hello | None = None
+        self.begun = False
         self.lanes: list[ChildLane] = []
         self.before: Child | None = None
         self.doomed = ""
@@ -90,7 +116,7 @@ class Child:
         self.asked_back_at = 0.0
         self.stopped_at = monotonic()
         self.rss_bytes = 0
-        self.slots = 0
+        self.marked = 0
         self._next_serial = 1
         self._marks_fd = new_page()
         self.marks = Marks(self._marks_fd)
@@ -109,11 +135,15 @@ class Child:
     @property
     def busy(self) -> int:
         """Slots that run something."""
-        return len(self.marks.running(self.slots)) if self.slots else 0
+        return len(self.marks.running(self.marked)) if self.marked else 0
+
+    @property
+    def slots(self) -> int:
+        return sum(lane.slots for lane in self.lanes)
 
     def started(self) -> dict[int, float]:
         """Serial -> monotonic start, of what runs."""
-        return dict(self.marks.running(self.slots)) if self.slots else {}
+        return dict(self.marks.running(self.marked)) if self.marked else {}
 
     # ---- frames
 
@@ -130,12 +160,28 @@ class Child:
         self.wire.send(setup)
 
     def begin(self, layout: list[tuple[Intake | None, int]]) -> None:
-        first = 0
-        for index, (intake, slots) in enumerate(layout):
-            self.lanes.append(ChildLane(self, index, intake, first, slots))
-            first += slots
-        self.slots = first
+        self.begun = True
+        for intake, slots in layout:
+            self._new_lane(intake).widen(slots)
         self.wire.send(Begin([(lane.intake.queue if lane.intake else "", lane.slots) for lane in self.lanes]))
+
+    def share(self, intake: Intake, slots: int) -> bool:
+        """Change its share of a queue's slots. False: it has no place left to mark so many, or its code does not know the queue."""
+        lane = next((lane for lane in self.lanes if lane.intake is intake), None)
+        if lane is None:
+            if self.hello is None or intake.queue not in {spec.name for spec in self.hello.specs}:
+                return False
+            lane = self._new_lane(intake)
+        if self.marked + slots - sum(number for _, number in lane.marks) > MAX_SLOTS:
+            return False
+        first_mark = lane.widen(slots)
+        self.wire.send(Share(lane.index, slots, first_mark))
+        return True
+
+    def _new_lane(self, intake: Intake | None) -> ChildLane:
+        lane = ChildLane(self, len(self.lanes), intake)
+        self.lanes.append(lane)
+        return lane
 
     def deal(self, lane: ChildLane, deliveries: list[Delivery]) -> int:
         """Returns the bytes it took."""

@@ -44,10 +44,10 @@ class Conduct:
             ack = decide(Returned(packed), self.policy, message.retry, failed=delivery.failed, lost=delivery.lost, draw=0.0, ran_s=ran_s)
             assert isinstance(ack, Ack)
             chain = self._app.chains[message.place.chain]
-            return advance(ack, chain.plan, message, packed, chain.choose(message.place.stage, value))
+            return chain.shaped(advance(ack, chain.plan, message, packed, chain.choose(message.place.stage, value)))
         except (MessageInvalid, BodyTooLarge) as error:  # the value does not fit the chain: trying again gives the same
             return DeadLetter(reason=error.what, failure=failure_of(error, Cause.INVALID), ran_s=ran_s)
-        except Exception as error:  # noqa: BLE001  # a value that cannot be carried, a branch's own function: the task has failed
+        except Exception as error:  # noqa: BLE001  # a value that cannot be carried, the function of a branch or a key: the task has failed
             return self.raised(delivery, error, ran_s)
 
     def took(self, ran_s: float) -> float:
@@ -81,7 +81,7 @@ def _report(error: BaseException) -> Report:
         case RetryLater():
             return AskedRetry(error.delay_s, failure_of(error))
         case Snooze():
-            return AskedSnooze(error.delay_s)
+            return AskedSnooze(error.delay_s, queue=error.queue)
         case Cancel():
             return AskedCancel(error.reason)
         case Reject():

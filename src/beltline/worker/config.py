@@ -1,10 +1,10 @@
 """What a worker is told, once, at its start."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from beltline.core.limits import MAX_LEASE_S, integer, seconds
+from beltline.worker.host import processors
 
 MAX_SLOTS = 4000  # in one runner; the shared page of marks has room for these
 
@@ -13,12 +13,13 @@ MAX_SLOTS = 4000  # in one runner; the shared page of marks has room for these
 class WorkerConfig:
     """`app`: "module:attribute" or "path/to/file.py:attribute". `url`: "" = what the app says.
 
-    `queues`    queue -> (least, most) slots; empty = all queues the app announces with `slots` each. The upper number is the worker's budget today:
-                runners are not added and removed by load yet, so a range behaves like its upper end.
-    `runners`   processes that share the slots; None = as many as there are processors, at most one per slot. Tasks of kind "process" get runners of their own.
+    `queues`    queue -> (least, most) slots; empty = all queues the app announces with `slots` each. Where they differ the worker begins with `least` and is
+                resized while it works (resizing.py); with 0 it has no runner while there is nothing to do.
+    `runners`   processes that share the slots; None = as many as there are processors for it, at most one per slot. Tasks of kind "process" get runners of their own.
     `lease_s`   renewed every third of it; only a dead host makes anybody wait for it.
     `drain_s`   how long a stopping worker lets running tasks finish. `grace_s`: between asking a task to stop and killing its runner.
     `max_tasks`, `max_rss_bytes`  a runner beyond either is replaced, after it has finished what it runs.
+    `dry_run`   decide how many slots the ranges should have and record it, but change nothing.
     `burst`     stop when nothing is ready or leased in the worker's queues.
     `app_dir`   put first on the runners' import path. `log_level`: for the runners' log, unless the app configures its own.
     """
@@ -36,6 +37,7 @@ class WorkerConfig:
     in_process: bool = False
     durability: str | None = None
     max_body: int | None = None
+    dry_run: bool = False
     burst: bool = False
     app_dir: str = ""
     log_level: str = "INFO"
@@ -49,13 +51,12 @@ class WorkerConfig:
         seconds("history_s", self.history_s)
         integer("slots", self.slots, least=1, most=MAX_SLOTS)
         for queue, (least, most) in self.queues.items():
+            integer(f"slots of {queue}", least, least=0, most=MAX_SLOTS)
             integer(f"slots of {queue}", most, least=max(1, least), most=MAX_SLOTS)
         for name in ("runners", "max_tasks", "max_rss_bytes"):
             if getattr(self, name) is not None:
                 integer(name, getattr(self, name), least=1, most=2**53)
 
     def runner_count(self, slots: int) -> int:
-        """How many runners share `slots` slots."""
-        if self.in_process:
-            return 1
-        return max(1, min(self.runners or os.cpu_count() or 1, slots))
+        """How many runners share `slots` slots; none for none."""
+        return min(1 if self.in_process else self.runners or processors(), slots)

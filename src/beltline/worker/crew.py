@@ -1,7 +1,7 @@
 """The runners of a worker: how many there are, who replaces whom, and how soon after a death.
 
-Post     a place for one shared runner with a fixed share of every queue's slots. A post has at most one runner that is dealt to, and perhaps the one
-         before it, which finishes what it runs on the same share.
+Post     a place for one shared runner with a share of every queue's slots (posts.py). A post has at most one runner that is dealt to, and perhaps the one
+         before it, which finishes what it runs on the same share. Posts come and go with the slots there are; the runner of one that goes is retired.
 Replace  (too many tasks, too much memory, new code) the next runner is started first; when it is ready the old one retires: what it has not started comes
          back, what runs finishes, then it stops. One that cannot load the app is given up and the old one stays.
 Restart  a runner that died is replaced at once, but no more than once a second and post; one that dies again and again before it has ended anything, or
@@ -18,6 +18,7 @@ from beltline.worker.children import Child, ProcessChild, Stage, ThreadChild, ho
 from beltline.worker.config import WorkerConfig
 from beltline.worker.frames import Broken, Hello, Ready, Setup, ToSupervisor
 from beltline.worker.intake import Intake
+from beltline.worker.posts import Post, spread
 
 log = logging.getLogger("beltline.worker")
 
@@ -36,6 +37,8 @@ class Boss(Protocol):
 
     def on_ready(self, child: Child) -> None: ...
 
+    def on_share(self, child: Child) -> None: ...
+
     def on_work(self, child: Child, frame: ToSupervisor) -> None: ...
 
     def on_retire(self, child: Child) -> None: ...
@@ -43,18 +46,6 @@ class Boss(Protocol):
     def on_death(self, child: Child, how: str) -> None: ...
 
     def on_fatal(self, text: str) -> None: ...
-
-
-class Post:
-    """`start_at`: when a missing runner may be started."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.layout: list[tuple[Intake | None, int]] = []
-        self.child: Child | None = None
-        self.next: Child | None = None
-        self.start_at = 0.0
-        self.fruitless = 0
 
 
 class Crew:
@@ -71,36 +62,65 @@ class Crew:
         self._app = app
         self._url = explicit_url
         self._laid_out = False
+        self._wanted: dict[Intake, int] = {}
         self._number = 0
+        self._opened = 0
         self._lone_pauses: list[float] = []
 
     # ---- starting
 
     def start(self, posts: int) -> None:
-        self.posts = [Post(number) for number in range(posts)]
-        for post in self.posts:
-            post.child = self._spawn(alone=False)
+        """The first runners, before anybody knows what there is to share."""
+        for _ in range(posts):
+            self._open_post(new=False)
 
-    def lay_out(self, intakes: list[Intake]) -> None:
-        """Split every queue's slots over the posts, each queue beginning at another post so that small ones do not all meet at the first."""
-        total = sum(intake.slots for intake in intakes)
-        while len(self.posts) > max(1, min(len(self.posts), total)):
-            post = self.posts.pop()
-            if post.child is not None:
-                post.child.stop()
-        shares: list[dict[int, int]] = [{} for _ in self.posts]
-        turn = 0
-        for index, intake in enumerate(intakes):
-            for _ in range(intake.slots):
-                share = shares[turn % len(shares)]
-                share[index] = share.get(index, 0) + 1
-                turn += 1
-        for post, share in zip(self.posts, shares, strict=True):
-            post.layout = [(intakes[index], slots) for index, slots in share.items()]
+    def lay_out(self, intakes: list[Intake], posts: int) -> None:
+        """Have so many posts, spread every queue's slots over them, and tell the runners. Nothing that runs is stopped for it.
+
+        `posts`: never more than there are slots, so whoever is one too many has none.
+        """
+        self._wanted = {intake: intake.slots for intake in intakes}
+        others = bool(self.posts)
+        for _ in range(posts - len(self.posts)):
+            self._open_post(new=others)
+        self._spread()
+        without = [post for post in self.posts if not post.layout]
+        without.sort(key=lambda post: (not post.new, post.busy, -post.number))
+        for post in without[: max(0, len(self.posts) - posts)]:
+            self.posts.remove(post)
+            for child in (post.child, post.next):
+                if child is not None:
+                    self.retire(child)
         self._laid_out = True
-        for child in self.children:
+        for child in tuple(self.children):
             if child.stage is Stage.LOADED:
                 self._begin(child)
+
+    def _open_post(self, *, new: bool) -> None:
+        self._opened += 1
+        post = Post(self._opened, new=new)
+        self.posts.append(post)
+        post.child = self._spawn(alone=False)
+
+    def _spread(self) -> None:
+        posts = [post for post in self.posts if not post.new]
+        free = [{intake: post.free(intake) for intake in self._wanted} for post in posts]
+        for post, share in zip(posts, spread([post.share for post in posts], self._wanted, free), strict=True):
+            post.share = share
+            self._tell(post)
+
+    def _tell(self, post: Post) -> None:
+        """Bring the runner's lanes to the share of its post, or where that cannot be the runner to its end."""
+        child = post.child
+        if child is None or child.stage is not Stage.READY:
+            return
+        has = {lane.intake: lane.slots for lane in child.lanes if lane.intake is not None}
+        changed = [(intake, slots) for intake, slots in {**dict.fromkeys(has, 0), **post.share}.items() if slots != has.get(intake, 0)]
+        for intake, slots in changed:
+            if not child.share(intake, slots):
+                self.replace(post)
+        if changed:
+            self._boss.on_share(child)
 
     def _spawn(self, *, alone: bool) -> Child:
         self._number += 1
@@ -127,7 +147,7 @@ class Crew:
         return child
 
     def _begin(self, child: Child) -> None:
-        if child.lanes:
+        if child.begun:  # with no lane, perhaps, if its post is new
             return
         post = self._post_of(child)
         if post is not None:
@@ -168,6 +188,11 @@ class Crew:
                 if old.stage < Stage.GONE:
                     child.before = old
                 self.retire(old)
+        if post is not None and post.new:
+            post.new = False
+            self._spread()
+        elif post is not None:
+            self._tell(post)  # what has changed since it began
         self._boss.on_ready(child)
 
     def _on_broken(self, child: Child, broken: Broken) -> None:
@@ -314,6 +339,11 @@ class Crew:
         idle = [child for child in self.lone if child.stage is Stage.READY and not child.held and now - child.idle_at > LONE_IDLE_S]
         for child in idle[: max(0, len(self.lone) - needed_lone)]:
             self.retire(child)
+
+    def mean_rss_bytes(self) -> float:
+        """The mean resident memory of the runners that are processes and ready; 0.0 = there is none."""
+        sizes = [rss_bytes(child.pid) for child in self.children if child.stage is Stage.READY and isinstance(child, ProcessChild)]
+        return sum(sizes) / len(sizes) if sizes else 0.0
 
     def check_memory(self, most_bytes: int) -> None:
         """Replace runners above the bound. They get nothing more at once: every further task would add to it."""

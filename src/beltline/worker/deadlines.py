@@ -25,7 +25,7 @@ class Deadlines:
 
     def check(self, now: float) -> None:
         for child in tuple(self._crew.children):
-            if child.slots and child.stage < Stage.GONE and not child.doomed:
+            if child.marked and child.stage < Stage.GONE and not child.doomed:
                 self._check_child(child, now)
 
     def _check_child(self, child: Child, now: float) -> None:

@@ -6,12 +6,13 @@ itself. Lone runners get one delivery at a time: tasks of kind "process", and su
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Protocol
 
 from beltline.core.message import Delivery
 from beltline.core.names import QueueName
+from beltline.core.outcome import Release
 from beltline.core.policy import TaskPolicy
 from beltline.worker.children import Child, ChildLane, Stage
 from beltline.worker.frames import Done, Written
@@ -58,10 +59,10 @@ class Dealing:
         return intake.slots if intake.processes else shared
 
     def join(self, child: Child) -> None:
-        """A runner is ready."""
+        """A runner is ready, or has got a lane more."""
         for lane in child.lanes:
-            if lane.intake is not None:
-                self._lanes.setdefault(lane.intake.queue, []).append(lane)
+            if lane.intake is not None and lane not in (known := self._lanes.setdefault(lane.intake.queue, [])):
+                known.append(lane)
         self.deal_all()
 
     def leave(self, child: Child) -> None:
@@ -75,6 +76,10 @@ class Dealing:
         if not self.open:
             self._give_up(batch)
             return
+        if beyond := intake.beyond(len(batch)):
+            for delivery in batch[-beyond:]:
+                self._settler.end(delivery, Release(why="the slots have become fewer while it was received"))
+            batch = batch[:-beyond]
         special = [d for d in batch if d.lost or self._is_alone(d)] if self._isolate else []
         if special:
             apart = {id(delivery) for delivery in special}
@@ -115,7 +120,7 @@ class Dealing:
                 free = each.room()
                 if free > room:
                     lane, room = each, free
-            if intake.exact:
+            if intake.exact or intake.window == 1:  # lanes that become smaller may still run more than their slots
                 room = min(room, intake.slots - intake.dealt)
             if room <= 0 or (len(lane.held) > lane.slots and room < lane.slots):
                 break  # full, or so nearly that another frame would carry next to nothing
@@ -171,6 +176,10 @@ class Dealing:
         self._returned(lane, intake, count)
         intake.learn(count, done.ran_s)
         if isinstance(done, Written):
+            intake.count(count, done.ran_s, done.ran_s**2 / count)
+        else:
+            intake.count(done.ran, done.ran_s, done.ran_squares_s2)
+        if isinstance(done, Written):
             self._settler.written(deliveries, done.settlements, done.answers)
         else:
             self._settler.add(deliveries, done.settlements)
@@ -216,6 +225,16 @@ class Dealing:
         if lane.intake is None:
             intake.alone_dealt -= count
 
-    def written_off(self, lane: ChildLane, delivery: Delivery) -> None:
-        """A delivery that the supervisor itself has settled for a runner."""
-        self._returned(lane, lane.intake or self.intakes[delivery.message.queue], 1)
+    def write_off(self, child: Child, unstarted: Iterable[tuple[ChildLane, Delivery]]) -> None:
+        """A runner is gone and the supervisor has settled for it what had started; the rest goes to others."""
+        waiting: dict[int, list[Delivery]] = {}
+        for lane, delivery in unstarted:
+            waiting.setdefault(lane.index, []).append(delivery)
+        for lane in child.lanes:
+            left = waiting.get(lane.index, [])
+            untouched = {id(delivery) for delivery in left}
+            for delivery in lane.held.values():
+                if id(delivery) not in untouched:
+                    self._returned(lane, lane.intake or self.intakes[delivery.message.queue], 1)
+            lane.held.clear()
+            self.return_unstarted(lane, left)

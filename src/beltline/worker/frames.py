@@ -1,20 +1,22 @@
 """What supervisor and runner say to each other: few frames, each of many deliveries or outcomes, encoded once.
 
-    supervisor -> runner   Setup · Begin · Deal · TakeBack · Halt · Stop
+    supervisor -> runner   Setup · Begin · Share · Deal · TakeBack · Halt · Stop
     runner -> supervisor   Hello · Ready | Broken · Done · Written · Back · Notes
 
-A serial names one dealing of one delivery to one runner; they only grow. A lane is the share of a queue's slots that one runner has (by its place in
-Begin). Every dealt serial is answered exactly once, by Done, Written or Back, unless the runner dies.
+A serial names one dealing of one delivery to one runner; they only grow. A lane is the share of a queue's slots that one runner has, by its place in
+Begin or the order in which Share has added it. Every dealt serial is answered exactly once, by Done, Written or Back, unless the runner dies.
 """
 
 from msgspec import Struct
 from msgspec.msgpack import Decoder, Encoder
 
 from beltline.core.chain import ChainPlan
+from beltline.core.flow import Limit
 from beltline.core.message import Delivery, Receipt
 from beltline.core.outcome import Settled, Settlement
 from beltline.core.policy import TaskPolicy
 from beltline.core.queues import QueueSpec
+from beltline.core.schedule import Schedule
 
 # Why a running delivery is asked to stop; the runner turns it into the outcome.
 TIMEOUT = "timeout"
@@ -41,6 +43,17 @@ class Begin(Struct, frozen=True, array_like=True, tag="begin"):
     lanes: list[tuple[str, int]]
 
 
+class Share(Struct, frozen=True, array_like=True, tag="share"):
+    """From now on `slots` of this lane run. A lane beyond the last one is new. Slots it has not had before are marked from place `first_mark` on.
+
+    A lane that gets smaller returns what has not started (Back), lets run what runs, and rests its slots as they become free.
+    """
+
+    lane: int
+    slots: int
+    first_mark: int
+
+
 class Deal(Struct, frozen=True, array_like=True, tag="deal"):
     """Deliveries with the serials `first`, `first` + 1, …"""
 
@@ -65,7 +78,7 @@ class Stop(Struct, frozen=True, array_like=True, tag="stop"):
 
 
 class Hello(Struct, frozen=True, array_like=True, tag="hello"):
-    """The app is loaded. All a supervisor must know of it, as data."""
+    """The app is loaded. All a supervisor must know of it, as data. `owner`: whose the schedules are, "" = nobody can say."""
 
     url: str
     durability: str
@@ -74,6 +87,9 @@ class Hello(Struct, frozen=True, array_like=True, tag="hello"):
     policies: list[TaskPolicy]
     plans: list[ChainPlan]
     versions: dict[str, str]
+    limits: list[Limit] = []
+    schedules: list[Schedule] = []
+    owner: str = ""
 
 
 class Ready(Struct, frozen=True, array_like=True, tag="ready"):
@@ -89,12 +105,15 @@ class Broken(Struct, frozen=True, array_like=True, tag="broken"):
 
 
 class Done(Struct, frozen=True, array_like=True, tag="done"):
-    """Outcomes, with the serials they answer in the same order. `ran_s`: seconds of task code in all of them."""
+    """Outcomes, with the serials they answer in the same order. `ran_s`: seconds of task code in all of them; `ran_squares_s2`: the sum of their squares; `ran`: how many
+    have run at all."""
 
     lane: int
     serials: list[int]
     settlements: list[Settlement]
     ran_s: float
+    ran_squares_s2: float
+    ran: int
 
 
 class Written(Struct, frozen=True, array_like=True, tag="written"):
@@ -123,7 +142,7 @@ class Notes(Struct, frozen=True, array_like=True, tag="notes"):
     notes: list[tuple[Receipt, bytes]]
 
 
-ToRunner = Setup | Begin | Deal | TakeBack | Halt | Stop
+ToRunner = Setup | Begin | Share | Deal | TakeBack | Halt | Stop
 ToSupervisor = Hello | Ready | Broken | Done | Written | Back | Notes
 
 encode = Encoder().encode

@@ -16,6 +16,7 @@ from beltline.core.views import WorkerView
 from beltline.engines.protocol import Fleet
 from beltline.worker.crew import Crew, rss_bytes
 from beltline.worker.dealing import Dealing
+from beltline.worker.resizing import Resizing
 from beltline.worker.settler import Settler
 from beltline.worker.store import Store
 
@@ -25,11 +26,14 @@ BEAT_S = 2.0
 
 
 class Heartbeat:
-    def __init__(self, worker: str, store: Store, dealing: Dealing, crew: Crew, settler: Settler, policies: Mapping[str, TaskPolicy]) -> None:
+    def __init__(
+        self, worker: str, store: Store, dealing: Dealing, crew: Crew, resizing: Resizing, settler: Settler, policies: Mapping[str, TaskPolicy]
+    ) -> None:
         self._worker = WorkerId(worker)
         self._store = store
         self._dealing = dealing
         self._crew = crew
+        self._resizing = resizing
         self._settler = settler
         self._policies = policies
         self._started_at = time.time()
@@ -60,6 +64,9 @@ class Heartbeat:
             "unsettled": self._settler.waiting,
             "received_s": round(min(received_s), 1) if received_s else None,
             "held": {name: intake.held for name, intake in self._dealing.intakes.items()},
+            "ranges": self._resizing.ranges(),
+            "service": {name: self._resizing.service(name) for name in self._dealing.intakes},
+            "refusal": self._resizing.refusal(),
             "versions": self._versions(),
         }
         return WorkerView(

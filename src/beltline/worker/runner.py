@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from operator import mul
 from time import monotonic
 
 from beltline.app import App, load_app
@@ -35,6 +36,7 @@ from beltline.worker.frames import (
     Notes,
     Ready,
     Setup,
+    Share,
     Stop,
     TakeBack,
     ToRunner,
@@ -60,6 +62,7 @@ class Runner:
         self.own_process = own_process
         self._app = app
         self._lanes: list[Lane] = []
+        self._group: asyncio.TaskGroup
         self.conducts: dict[str, Conduct] = {}
         self._stages: dict[str, frozenset[str]] = {}
         self._resources: Resources | None = None
@@ -85,6 +88,7 @@ class Runner:
             self._stages = {name: frozenset(stage.name for stage in plan.stages) for name, plan in app.plans.items()}
         except BaseException as error:  # noqa: BLE001  # whatever the user's module raises while it loads, the supervisor must hear of it
             if self._stop.is_set():
+                self._wire.close()
                 return 0
             found = failure_of(error)
             if isinstance(error, BeltlineError):
@@ -101,19 +105,34 @@ class Runner:
         return 0
 
     async def _serve(self, begin: Begin) -> None:
-        first = 0
-        for index, (queue, slots) in enumerate(begin.lanes):
-            self._lanes.append(Lane(self, index, queue, first, slots))
-            first += slots
-        async with asyncio.TaskGroup() as group:
-            for lane in self._lanes:
-                for slot in lane.slots:
-                    group.create_task(slot.run())
+        async with asyncio.TaskGroup() as self._group:
+            first_mark = 0
+            for index, (_, slots) in enumerate(begin.lanes):
+                self._share(Share(index, slots, first_mark))
+                first_mark += slots
             self._wire.send(Ready())
             await self._stop.wait()
             for lane in self._lanes:
                 for slot in lane.slots:
                     slot.close()
+
+    def _share(self, share: Share) -> None:
+        if self._stop.is_set():
+            return
+        if share.lane == len(self._lanes):
+            self._lanes.append(Lane(self, share.lane))
+        lane = self._lanes[share.lane]
+        for slot in lane.share(share.slots, share.first_mark):
+            self._group.create_task(slot.run())
+        if lane.surplus or not share.slots:
+            self._return([lane])
+
+    def _return(self, lanes: list[Lane]) -> None:
+        """What has not started."""
+        self.flush()
+        for lane in lanes:
+            if taken := lane.take_back():
+                self._wire.send(Back(lane.index, taken))
 
     async def _close(self) -> None:
         if self._resources is not None:
@@ -189,7 +208,8 @@ class Runner:
             ended = lane.ended
             if ended:
                 serials, settlements, ran_s = zip(*(ended.popleft() for _ in range(len(ended))), strict=True)
-                self._wire.send(Done(lane.index, serials, settlements, sum(ran_s)))  # type: ignore[arg-type]  # tuples encode like lists
+                squares, ran = sum(map(mul, ran_s, ran_s)), len(ran_s) - ran_s.count(0.0)
+                self._wire.send(Done(lane.index, serials, settlements, sum(ran_s), squares, ran))  # type: ignore[arg-type]  # tuples encode like lists
 
     # ---- frames
 
@@ -201,10 +221,9 @@ class Runner:
                 for serial in serials:
                     self._halt(serial, why)
             case TakeBack():
-                self.flush()
-                for each in self._lanes:
-                    if taken := each.take_back():
-                        self._wire.send(Back(each.index, taken))
+                self._return(self._lanes)
+            case Share():
+                self._share(frame)
             case Stop():
                 self._on_stop()
             case Setup():
@@ -237,7 +256,16 @@ def _hello(app: App) -> Hello:
         policies=app.policies(),
         plans=list(app.plans.values()),
         versions={"beltline": importlib.metadata.version("beltline"), "python": platform.python_version()},
+        limits=list(app.limits.values()),
+        schedules=app.schedules.specs(),
+        owner=_owner(app.spec),
     )
+
+
+def _owner(spec: str) -> str:
+    """The same app, whether it is named by its module or by its file."""
+    place, _, attribute = spec.partition(":")
+    return f"{place.rpartition('/')[2].removesuffix('.py')}:{attribute}" if spec else ""
 
 
 def _title(title: str) -> None:

@@ -6,48 +6,38 @@ through the lane by itself, without a hop per message, until the lane is empty o
 
 Halt    coroutine: its asyncio task is cancelled. Thread: `current().stop_asked` becomes true and Halted is raised in it at its next bytecode; a call
         that never returns to Python does not notice, and the supervisor kills the runner. While `no_halts` is entered the exception waits for its end.
-Fork    the child of a task that forks may run what it likes, but never comes back into the slot: it would answer a second time for its parent.
+Share   how many slots of a lane may run changes while it works. A slot that is one too many rests as soon as it has ended what it runs: nothing is stopped for it.
 Atomic  a delivery that has asked for a transaction is concluded here before it is answered: see atomic.py.
 Context every delivery runs in its own copy of the context: what a task leaves in a context variable, the next one does not see.
 """
 
 import asyncio
-import ctypes
 import os
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 
-from beltline.context import Current, enter
+from beltline.context import Current
 from beltline.core.asks import Ask
 from beltline.core.errors import InvalidArguments, MessageInvalid
 from beltline.core.message import Delivery
 from beltline.core.outcome import Ack, Outcome, Release, Settled, Settlement
 from beltline.handles import Host
+from beltline.worker import calling
 from beltline.worker.atomic import Atomic
+from beltline.worker.calling import InContext, begin, call, raise_in_thread
 from beltline.worker.conduct import Conduct, parked
 from beltline.worker.frames import DRAINED
 from beltline.worker.marks import Marks
 
 Item = tuple[int, Delivery]  # serial, delivery
 FAST_S = 0.001  # before a task that is usually slower than this starts, finished outcomes are sent off
-
-
-_forked = False
-
-
-def _on_fork() -> None:
-    global _forked  # noqa: PLW0603  # a fact about the process
-    _forked = True
-
-
-os.register_at_fork(after_in_child=_on_fork)
 
 
 class Halted(BaseException):  # not an Exception: `except Exception` in a task must not stop the stop
@@ -74,19 +64,48 @@ class House(Protocol):
 
 
 class Lane:
-    """`ended` is a deque, because threads append to it while the loop takes from it."""
+    """`ended` is a deque, because threads append to it while the loop takes from it. `surplus`: how many slots are to rest as soon as they are free."""
 
-    def __init__(self, house: House, index: int, queue: str, first_slot: int, slots: int) -> None:
+    def __init__(self, house: House, index: int) -> None:
         self.house = house
         self.index = index
-        self.queue = queue
         self.pending: deque[Item] = deque()
         self.ended: deque[tuple[int, Settlement, float]] = deque()
         self.written: deque[tuple[int, Settlement, Settled, float]] = deque()
         self.idle: deque[asyncio.Future[None]] = deque()
         self.waking = False
-        self.slots = [Slot(self, first_slot + number) for number in range(slots)]
+        self.slots: list[Slot] = []
+        self.surplus = 0
+        self._resting: list[Slot] = []
         self._flush_asked = False
+
+    # ---- how many
+
+    def share(self, slots: int, first_mark: int) -> list["Slot"]:
+        """From now on `slots` of them take deliveries. The new ones, whose coroutines are the caller's to start; their marks begin at `first_mark`."""
+        missing = slots - (len(self.slots) - len(self._resting) - self.surplus)
+        if missing <= 0:
+            self.surplus -= missing
+            for _ in range(min(-missing, len(self.idle))):
+                self.wake_one()
+            return []
+        kept = min(missing, self.surplus)
+        self.surplus -= kept
+        woken = min(missing - kept, len(self._resting))
+        for _ in range(woken):
+            self._resting.pop().come_back()
+        fresh = [Slot(self, first_mark + number) for number in range(missing - kept - woken)]
+        self.slots += fresh
+        return fresh
+
+    def lay_down(self, slot: "Slot") -> None:
+        """`slot` is free and one too many."""
+        self.surplus -= 1
+        self._resting.append(slot)
+        if self.pending:  # it may have been woken for one of these
+            self.wake_one()
+
+    # ---- what they run
 
     def deal(self, first: int, deliveries: list[Delivery]) -> None:
         self.pending.extend(enumerate(deliveries, first))
@@ -157,6 +176,8 @@ class Slot:
         self.atomic = Atomic(self)
         self._no_halts = False
         self._closing = False
+        self._resting = False
+        self._bed: asyncio.Future[None] | None = None
         self._current: Current | None = None
         self._task: asyncio.Task[None] | None = None
         self._thread: SlotThread | None = None
@@ -173,6 +194,12 @@ class Slot:
         item: Item | None = None
         while not self._closing:
             if item is None:
+                if lane.surplus and not self._resting:
+                    self._resting = True
+                    lane.lay_down(self)
+                if self._resting:
+                    await self._rest()
+                    continue
                 try:
                     item = lane.pending.popleft()
                 except IndexError:
@@ -194,8 +221,9 @@ class Slot:
                 item = await self._lend(item)
 
     async def _rest(self) -> None:
-        future = self.lane.house.loop.create_future()
-        self.lane.idle.append(future)
+        future = self._bed = self.lane.house.loop.create_future()
+        if not self._resting:
+            self.lane.idle.append(future)
         try:
             await future
         except asyncio.CancelledError:
@@ -204,6 +232,12 @@ class Slot:
             self._forgive()  # a halt that came when its delivery had just ended
         finally:
             self.lane.waking = False
+
+    def come_back(self) -> None:
+        """It is no longer one too many."""
+        self._resting = False
+        if self._bed is not None and not self._bed.done():
+            self._bed.set_result(None)
 
     async def _lend(self, item: Item) -> Item | None:
         if self._thread is None:
@@ -226,7 +260,7 @@ class Slot:
             context = copy_context()
             try:
                 try:
-                    work, waits_for = context.run(_begin, current, conduct.fn, args, kwargs)
+                    work, waits_for = context.run(begin, current, conduct.fn, args, kwargs)
                 except StopIteration as end:  # it has returned without waiting for anything
                     value = end.value
                 else:
@@ -235,7 +269,7 @@ class Slot:
                 outcome = self._failed(delivery, conduct, error, started)
             else:
                 outcome = conduct.returned(delivery, value, monotonic() - started)
-        if _forked:
+        if calling.forked:
             os._exit(0)
         self.serial = 0
         answer = None
@@ -275,13 +309,13 @@ class Slot:
         started = self._start(serial)
         try:
             outcome = self._call(delivery, conduct, started)
-            if _forked:
+            if calling.forked:
                 os._exit(0)
             with self._lock:
                 self.serial = 0
                 if self.why:
                     self.why = ""
-                    _raise_in_thread(None)  # it has ended by itself: take the exception back, should it still be on its way
+                    raise_in_thread(None)  # it has ended by itself: take the exception back, should it still be on its way
         except Halted:
             outcome = conduct.halted(delivery, self.why or DRAINED, monotonic() - started)
             self.serial = 0
@@ -308,7 +342,7 @@ class Slot:
             delivery, worker=self._house.worker, report_progress=partial(self._house.note, delivery), station=self.atomic
         )
         try:
-            value = copy_context().run(_call, current, conduct.fn, args, kwargs)
+            value = copy_context().run(call, current, conduct.fn, args, kwargs)
         except Halted:
             raise
         except BaseException as error:  # noqa: BLE001  # whatever a task raises ends its delivery, never the slot
@@ -354,7 +388,7 @@ class Slot:
             self._no_halts = True
             if self.why:  # it is on its way already: here it is
                 self._no_halts = False
-                _raise_in_thread(None)
+                raise_in_thread(None)
                 raise Halted
         try:
             yield
@@ -377,7 +411,7 @@ class Slot:
                 assert self._thread.ident is not None
                 if self._no_halts:
                     return True
-                _raise_in_thread(Halted, self._thread.ident)
+                raise_in_thread(Halted, self._thread.ident)
             elif self._task is not None:
                 self._task.cancel()
         return True
@@ -417,6 +451,9 @@ class SlotThread(threading.Thread):
                 if conduct is None or conduct.is_async:
                     break
                 slot.run_in_thread(*item, conduct)
+                if lane.surplus:
+                    item = None
+                    break
                 try:
                     item = pending.popleft()
                 except IndexError:
@@ -430,52 +467,3 @@ class SlotThread(threading.Thread):
         self.busy = False
         if self._baton is not None and not self._baton.done():
             self._baton.set_result(item)
-
-
-class InContext(Awaitable[Any]):
-    """Drives a coroutine that has begun in `context` to its end there, while the slot's own asyncio task waits for what it waits for.
-
-    Why: a context of its own for each delivery without the price of an asyncio task for each (about 10 µs).
-    """
-
-    __slots__ = ("_context", "_waits_for", "_work")
-
-    def __init__(self, work: Coroutine[Any, Any, Any], context: Context, waits_for: Any) -> None:
-        self._work = work
-        self._context = context
-        self._waits_for = waits_for
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        work, run, waits_for = self._work, self._context.run, self._waits_for
-        try:
-            while True:
-                if _forked:
-                    os._exit(0)  # the event loop belongs to the parent
-                try:
-                    sent = yield waits_for
-                except BaseException as error:  # noqa: BLE001  # it belongs to the coroutine inside
-                    waits_for = run(work.throw, error)
-                else:
-                    waits_for = run(work.send, sent)
-        except StopIteration as end:
-            return end.value
-        finally:
-            work.close()
-
-
-def _begin(current: Current, fn: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Run a coroutine to its first wait. Raises StopIteration with its value if it has none."""
-    enter(current)
-    work = fn(*args, **kwargs)
-    return work, work.send(None)
-
-
-def _call(current: Current, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    enter(current)
-    return fn(*args, **kwargs)
-
-
-def _raise_in_thread(kind: type[BaseException] | None, ident: int = 0) -> None:
-    """Have `kind` raised in a thread at its next bytecode; None takes back what has not been raised yet."""
-    thread = ctypes.c_ulong(ident or threading.get_ident())
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None if kind is None else ctypes.py_object(kind))

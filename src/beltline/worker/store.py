@@ -13,8 +13,10 @@ from time import monotonic
 from typing import TypeVar
 
 from beltline.core.errors import EngineError, EngineUnavailable
+from beltline.core.flow import Limit
 from beltline.core.queues import QueueSpec
 from beltline.engines.protocol import Engine
+from beltline.limiting import limits_of
 
 T = TypeVar("T")
 
@@ -53,6 +55,7 @@ class Store:
         self._rebuild = rebuild
         self._patience_s = patience_s
         self._specs: list[QueueSpec] = []
+        self._limits: list[Limit] = []
         self._silent = 0
         self._rebuilt = 0
 
@@ -100,13 +103,18 @@ class Store:
                 log.error("while building the engine anew: %r", error)
 
     async def _declare(self) -> None:
+        if self._limits:
+            await limits_of(self.engine).declare_limits(self._limits)
         await self.engine.declare(self._specs)
 
     async def open(self) -> None:
         await self.ask("open", lambda engine: engine.open())
 
-    async def declare(self, specs: list[QueueSpec]) -> None:
-        """Only what is new or changed."""
+    async def declare(self, specs: list[QueueSpec], limits: list[Limit]) -> None:
+        """Only what is new or changed; limits before the queues that name them."""
+        if limits != self._limits:
+            await self.ask("declare limits", lambda engine: limits_of(engine).declare_limits(limits))
+            self._limits = limits
         if specs != self._specs:
             await self.ask("declare", lambda engine: engine.declare(specs))
             self._specs = specs

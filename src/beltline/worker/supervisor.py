@@ -10,7 +10,6 @@ All of it is one asyncio TaskGroup: a part that fails takes the worker down with
 
 import asyncio
 import logging
-import math
 import os
 import secrets
 import socket
@@ -18,27 +17,36 @@ from collections.abc import Callable
 from time import monotonic
 
 from beltline.app import App
+from beltline.core.chain import ChainPlan
 from beltline.core.errors import BeltlineError, EngineError, EngineUnavailable, QueueNotDeclared, UsageError
+from beltline.core.flow import Limit
 from beltline.core.message import Delivery
 from beltline.core.names import QueueName
 from beltline.core.outcome import Release
 from beltline.core.policy import TaskPolicy
 from beltline.core.queues import QueueSpec
-from beltline.engines.protocol import Engine, Results
+from beltline.engines.protocol import Engine
 from beltline.events import Events
+from beltline.upkeep.announcer import Announcer
 from beltline.upkeep.retention import Retention
+from beltline.upkeep.scheduler import Scheduler
 from beltline.upkeep.sweeper import Sweeper
+from beltline.upkeep.switches import SwitchWatch
 from beltline.worker import blame
 from beltline.worker.children import Child, Stage
 from beltline.worker.config import WorkerConfig
 from beltline.worker.crew import Crew
 from beltline.worker.deadlines import NO_POLICY, Deadlines
 from beltline.worker.dealing import Dealing
+from beltline.worker.draining import Draining
 from beltline.worker.frames import DRAINED, Back, Done, Hello, Notes, ToSupervisor, Written
 from beltline.worker.heartbeat import Heartbeat
+from beltline.worker.host import Memory, memory
 from beltline.worker.intake import Intake
 from beltline.worker.leases import Leases
+from beltline.worker.progress import Progress
 from beltline.worker.receiver import Receiver
+from beltline.worker.resizing import Resizing, startable
 from beltline.worker.settler import Settler
 from beltline.worker.store import Backoff, Store, StoreStuck
 
@@ -47,20 +55,24 @@ log = logging.getLogger("beltline.worker")
 TICK_S = 0.1
 STALL_S = 1.0  # what is received ahead and finds no slot for so long goes back to the store
 BURST_S = 0.2
-PAUSE_S = 0.01
-KILL_S = 5.0  # for what should take an instant: the end of a killed process, of a receive, of the last settle
 
 OK, FAILED, USAGE, ENGINE = 0, 1, 2, 4  # exit codes; a forced stop says 128 + signal
 
 
 class Supervisor:
-    """One worker. `run` may be called once; `drain` and `stop_now` from anywhere in its event loop, also twice.
+    """One worker. `run` may be called once; `drain`, `stop_now` and `resize` from anywhere in its event loop, also twice.
 
-    `app`: for runners in this process. `engine`: somebody else's open engine, used instead of one of our own and not closed.
+    `app`: for runners in this process. `engine`: somebody else's open engine, used instead of one of our own and not closed. `free`: how the host's memory is read.
     """
 
     def __init__(
-        self, config: WorkerConfig, *, app: App | None = None, engine: Engine | None = None, on_ready: Callable[[], None] | None = None
+        self,
+        config: WorkerConfig,
+        *,
+        app: App | None = None,
+        engine: Engine | None = None,
+        on_ready: Callable[[], None] | None = None,
+        free: Callable[[], Memory] = memory,
     ) -> None:
         self.config = config
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -70,22 +82,26 @@ class Supervisor:
         self._app = app
         self._given = engine
         self._on_ready = on_ready
+        self._free = free
         self._policies: dict[str, TaskPolicy] = {}
         self._code = OK
         self._hello: asyncio.Future[Hello] | None = None
         self._ready = asyncio.Event()
         self._drain = asyncio.Event()
         self._at_once = asyncio.Event()
-        self._serving = False
+        self._has_store = self._serving = False
         self._forced = 0
         self._specs: list[QueueSpec] = []
+        self._limits: list[Limit] = []
+        self._plans: list[ChainPlan] = []
         self._new: Hello | None = None
         self._adopting = asyncio.Event()
-        self._notes: list[Notes] = []
-        self._noted = asyncio.Event()
+        self._announcer = Announcer(lambda: self.store.engine)
+        self._progress: Progress
         self.store: Store
         self.settler: Settler
         self.dealing: Dealing
+        self.resizing: Resizing
         self.crew = Crew(config, self.id, self, app=app, explicit_url=config.url)
         self.heartbeat: Heartbeat | None = None
 
@@ -111,6 +127,10 @@ class Supervisor:
     def draining(self) -> bool:
         return self._drain.is_set()
 
+    def resize(self, queue: QueueName, slots: int) -> int:
+        """Have so many slots for a queue that is served here. How many it will be: the host may allow fewer (`resizing.refusal()` says why)."""
+        return self.resizing.resize(queue, slots)
+
     def reload(self) -> None:
         """Replace all runners by ones that load the code anew."""
         self.crew.replace_all()
@@ -132,7 +152,7 @@ class Supervisor:
                 child.kill()
                 child.forget()
             self.crew.children.clear()
-            if self._serving:
+            if self._has_store:
                 await self.store.close()  # does nothing if that has happened
         return self._forced or self._code
 
@@ -153,19 +173,25 @@ class Supervisor:
 
     async def _live(self) -> None:
         assert self._hello is not None
-        total = sum(most for _, most in self.config.queues.values()) or 10**6
-        self.crew.start(self.config.runner_count(total))
+        total = sum(least for least, _ in self.config.queues.values()) if self.config.queues else 10**6
+        further = max(1, self.config.runner_count(total)) - 1
+        self.crew.start(1)
+        if further:
+            self.crew.start(max(0, startable(self._free(), further)))
         if not await self._introduce():
             return
         self.settler = Settler(self.store, self.events, self._policies, on_room=self._on_room)
         self.dealing = Dealing(self.settler, self._policies, isolate=not self.config.in_process, give_up=self._give_up)
         self.dealing.crew = self.crew
+        self._progress = Progress(self.store)
         self._serving = True
         intakes = self._serve(self._hello.result())
         deadlines = Deadlines(self.crew, self._policies, grace_s=self.config.grace_s)
         leases = Leases(self.store, self.dealing, self.crew, self.settler, deadlines, lease_s=self.config.lease_s)
-        self.heartbeat = Heartbeat(self.id, self.store, self.dealing, self.crew, self.settler, self._policies)
-        self.crew.lay_out(intakes)
+        self.resizing = Resizing(self.config, self.crew, self.dealing, self.settler, free=self._free)
+        self.heartbeat = Heartbeat(self.id, self.store, self.dealing, self.crew, self.resizing, self.settler, self._policies)
+        self.resizing.begin()
+        draining = Draining(self.config, self.dealing, self.crew, self.settler, at_once=self._at_once, give_up=self._give_up)
         async with asyncio.TaskGroup() as group:
             beside = [
                 group.create_task(self.settler.run()),
@@ -173,11 +199,19 @@ class Supervisor:
                 group.create_task(leases.watch_cancellations()),
                 group.create_task(self.heartbeat.beat_for_ever()),
                 group.create_task(self._tick_for_ever(deadlines)),
-                group.create_task(self._pass_notes_on()),
+                group.create_task(self._progress.pass_on_for_ever()),
+                group.create_task(self._announcer.run()),
             ]
+            beside.append(group.create_task(SwitchWatch(lambda: self.store.engine, self._switched).run()))
             if self.config.sweep:
+                beside.append(group.create_task(Scheduler(lambda: self.store.engine).run()))
                 beside.append(group.create_task(Sweeper(lambda: self.store.engine).run()))
                 beside.append(group.create_task(Retention(lambda: self.store.engine, history_s=self.config.history_s).run()))
+            if self.resizing.ranges():
+                from beltline.worker.scaling import Scaling
+
+                scaling = Scaling(self.store, self.resizing, worker=self.id, plans=lambda: self._plans, dry_run=self.config.dry_run)
+                beside.append(group.create_task(scaling.run()))
             if self.config.burst:
                 beside.append(group.create_task(self._watch_burst(intakes)))
             receivers: list[asyncio.Task[None]] = []
@@ -188,11 +222,14 @@ class Supervisor:
             for intake in intakes:
                 receive(intake)
             beside.append(group.create_task(self._adopt_for_ever(receive)))
+            if not self.crew.posts:
+                self._report_ready()
             await self._drain.wait()
-            await self._run_dry(receivers)
+            if not await draining.run_dry(receivers):
+                self._forced = self._forced or 143
             for task in beside:
                 task.cancel()
-        await self._farewell()
+        await self._farewell(draining)
 
     # ---- start
 
@@ -206,12 +243,13 @@ class Supervisor:
                 return False
             raise
         self.store = self._make_store(hello)
+        self._has_store = True
         self._policies.update({policy.task: policy for policy in hello.policies})
         backoff = Backoff()
         while not self._drain.is_set():
             try:
                 await self.store.open()
-                await self.store.declare(hello.specs)
+                await self.store.declare(hello.specs, hello.limits)
             except EngineUnavailable:
                 await backoff.pause()
             else:
@@ -244,7 +282,7 @@ class Supervisor:
             backoff = Backoff()
             while (hello := self._new) is not None:
                 try:
-                    await self.store.declare(hello.specs)
+                    await self.store.declare(hello.specs, hello.limits)
                 except EngineUnavailable:
                     await backoff.pause()
                     continue
@@ -252,14 +290,18 @@ class Supervisor:
                 self._serve(hello)
                 for name in self.dealing.intakes.keys() - before:
                     receive(self.dealing.intakes[name])
-                self.crew.lay_out(list(self.dealing.intakes.values()))
+                self.resizing.begin()
                 if self._new is hello:
                     self._new = None
+
+    def _switched(self) -> list[QueueName]:
+        """The queues with a kill switch that are served here."""
+        return [spec.name for spec in self._specs if spec.kill_switch is not None and spec.name in self.dealing.intakes]
 
     def _serve(self, hello: Hello) -> list[Intake]:
         """The intakes of the queues this worker serves; those it has already stay as they are."""
         known = {spec.name for spec in hello.specs}
-        chosen = {name: most for name, (_, most) in self.config.queues.items()} or dict.fromkeys(sorted(known), self.config.slots)
+        chosen = {name: least for name, (least, _) in self.config.queues.items()} or dict.fromkeys(sorted(known), self.config.slots)
         strange = [name for name in chosen if name not in known]
         if strange:
             raise QueueNotDeclared(strange[0], known=tuple(sorted(known)))
@@ -278,19 +320,28 @@ class Supervisor:
 
     def on_hello(self, child: Child, hello: Hello) -> bool:
         assert self._hello is not None
+        self._plans = hello.plans
+        self._announcer.announce(hello.owner, hello.schedules)
         if not self._hello.done():
             self._hello.set_result(hello)
-            self._specs = hello.specs
+            self._specs, self._limits = hello.specs, hello.limits
             return True
         self._policies.update({policy.task: policy for policy in hello.policies})
-        if hello.specs == self._specs and self._new is None:
+        if (hello.specs, hello.limits) == (self._specs, self._limits) and self._new is None:
             return True
-        self._specs, self._new = hello.specs, hello
+        self._specs, self._limits, self._new = hello.specs, hello.limits, hello
         self._adopting.set()
         return False
 
     def on_ready(self, child: Child) -> None:
         self.dealing.join(child)
+        self._report_ready()
+
+    def on_share(self, child: Child) -> None:
+        self.dealing.join(child)
+
+    def _report_ready(self) -> None:
+        """Once: messages are being received."""
         if not self._ready.is_set():
             self._ready.set()
             log.info("worker %s is ready: %s", self.id, ", ".join(f"{name}:{intake.slots}" for name, intake in self.dealing.intakes.items()))
@@ -304,8 +355,7 @@ class Supervisor:
             case Back(lane, serials):
                 self.dealing.on_back(child, child.lanes[lane], serials)
             case Notes():
-                self._notes.append(frame)
-                self._noted.set()
+                self._progress.add(frame)
             case _:
                 pass
 
@@ -319,30 +369,12 @@ class Supervisor:
             log.warning("%r is gone before it was ready: %s", child, how)
             return
         verdict = blame.judge(child)
-        settler, number = self.settler, len(verdict.suspects)
         log.warning("%r is gone: %s; %d had started", child, how, child.held - len(verdict.unstarted))
-        for delivery in verdict.blamed:
-            settler.end(delivery, blame.died(delivery, self._policy(delivery), how))
         for delivery in verdict.suspects:
             self.dealing.suspect(delivery)
-            settler.end(delivery, blame.suspected(delivery, self._policy(delivery), how, number))
-        for delivery, why in verdict.culprits:
-            settler.end(delivery, blame.stopped_by_force(delivery, self._policy(delivery), why))
-        for delivery in verdict.beside:
-            settler.end(delivery, Release(why=f"its runner was killed: {how}" if child.doomed != DRAINED else DRAINED))
-        for delivery in verdict.unreported:
-            settler.end(delivery, Release(why="its runner died before its outcome was known"))
-        unstarted: dict[int, list[Delivery]] = {}
-        for lane, delivery in verdict.unstarted:
-            unstarted.setdefault(lane.index, []).append(delivery)
-        for lane in child.lanes:
-            waiting = unstarted.get(lane.index, [])
-            untouched = {id(delivery) for delivery in waiting}
-            for delivery in lane.held.values():
-                if id(delivery) not in untouched:
-                    self.dealing.written_off(lane, delivery)
-            lane.held.clear()
-            self.dealing.return_unstarted(lane, waiting)
+        for delivery, outcome in blame.endings(verdict, how, drained=child.doomed == DRAINED, policy=self._policy):
+            self.settler.end(delivery, outcome)
+        self.dealing.write_off(child, verdict.unstarted)
 
     def on_fatal(self, text: str) -> None:
         assert self._hello is not None
@@ -372,6 +404,7 @@ class Supervisor:
             await asyncio.sleep(TICK_S)
             now = monotonic()
             deadlines.check(now)
+            self.resizing.tick(now)
             self.crew.tick(now, needed_lone=sum(intake.slots for intake in self.dealing.intakes.values() if intake.processes))
             if self.config.max_rss_bytes is not None:
                 self.crew.check_memory(self.config.max_rss_bytes)
@@ -388,25 +421,13 @@ class Supervisor:
                     self.settler.end(delivery, Release(why="received ahead, but the slots are busy"))
         for child in self.crew.children:
             quiet = child.stage is Stage.READY and now - max(child.idle_at, child.asked_back_at) > STALL_S
-            waiting = [lane.intake for lane in child.lanes if lane.intake is not None and len(lane.held) > lane.slots] if quiet else []
+            waiting = (
+                [lane.intake for lane in child.lanes if lane.intake is not None and len(lane.held) > max(lane.slots, lane.busy)] if quiet else []
+            )
             for intake in waiting:
                 intake.slow_down()
             if waiting:
                 child.take_back()
-
-    async def _pass_notes_on(self) -> None:
-        while True:
-            await self._noted.wait()
-            self._noted.clear()
-            newest = {receipt: value for frame in self._notes for receipt, value in frame.notes}
-            self._notes.clear()
-            if newest and isinstance(self.store.engine, Results):
-                try:
-                    notes = list(newest.items())
-                    await self.store.ask("progress", lambda engine, notes=notes: engine.progress(notes))  # type: ignore[misc]
-                except BeltlineError as error:
-                    log.debug("progress is not kept: %s", error)
-            await asyncio.sleep(TICK_S)
 
     async def _watch_burst(self, intakes: list[Intake]) -> None:
         """Drain when the queues hold nothing that could be run now."""
@@ -425,69 +446,9 @@ class Supervisor:
 
     # ---- the end
 
-    async def _run_dry(self, receivers: list["asyncio.Task[None]"]) -> None:
-        dealing, crew = self.dealing, self.crew
-        dealing.open = crew.open = False
-        log.info("draining: %d are running", sum(child.busy for child in crew.children))
-        for receiver in receivers:
-            receiver.cancel()
-        for intake in dealing.intakes.values():
-            self._give_up(intake.empty())
-        for child in tuple(crew.children):
-            if child.stage < Stage.READY:
-                crew.kill(child, DRAINED, set())
-            elif child.held:
-                child.take_back()
-            elif child.stage < Stage.STOPPING:
-                child.stop()
-        if not await self._until_empty(self.config.drain_s) and not self._at_once.is_set():
-            log.warning("the drain is over its %.3g s: stopping what runs", self.config.drain_s)
-            self._forced = self._forced or 143
-            for child in crew.children:
-                serials = [serial for lane in child.lanes for serial in lane.held]
-                child.overdue.update(dict.fromkeys(serials, math.inf))  # this method is patient for them, not the deadlines
-                child.halt(serials, DRAINED)
-            await self._until_empty(self.config.grace_s)
-        for child in tuple(crew.children):
-            if child.held:
-                crew.kill(child, DRAINED, set())
-        for _ in range(round(KILL_S / PAUSE_S)):
-            if not any(child.held for child in crew.children):
-                break
-            await asyncio.sleep(PAUSE_S)
-        await asyncio.wait(receivers, timeout=KILL_S)
-        try:
-            async with asyncio.timeout(KILL_S if self._at_once.is_set() else max(KILL_S, self.config.drain_s)):
-                await self.settler.flush()
-        except TimeoutError:
-            log.error(
-                "the store has not taken %d outcomes in time: their messages are received again when their leases are over", self.settler.waiting
-            )
-
-    async def _until_empty(self, within_s: float) -> bool:
-        """Whether every runner has answered for everything in time. Those that have are told to stop. Ends early when told to stop now."""
-        deadline = monotonic() + within_s
-        while not self._at_once.is_set():
-            for child in self.crew.children:
-                if not child.held and child.stage < Stage.STOPPING:
-                    child.stop()
-            if not any(child.held for child in self.crew.children):
-                return True
-            if monotonic() >= deadline:
-                return False
-            try:
-                async with asyncio.timeout(min(0.02, max(0.0, deadline - monotonic()))):
-                    await self._at_once.wait()
-            except TimeoutError:
-                continue
-        return False
-
-    async def _farewell(self) -> None:
+    async def _farewell(self, draining: Draining) -> None:
         """Runners close their resources; the store is told goodbye."""
-        deadline = monotonic() + (0.0 if self._at_once.is_set() else 12.0)
-        while self.crew.children and monotonic() < deadline and not self._at_once.is_set():
-            await asyncio.sleep(PAUSE_S)  # tick() is what turns their ends into facts
-            self.crew.tick(monotonic(), needed_lone=0)
+        await draining.see_off()
         try:
             if self.heartbeat is not None:
                 await self.heartbeat.forget()

@@ -16,18 +16,40 @@ from msgspec import structs
 from beltline.core import limits
 from beltline.core.capabilities import Capabilities, Durability
 from beltline.core.clock import Clock
-from beltline.core.errors import HandleMisused, ValueInvalid
+from beltline.core.errors import HandleMisused, NotFound, ValueInvalid
+from beltline.core.flow import Limit
 from beltline.core.lifecycle import State
 from beltline.core.limits import MAX_BODY_BYTES, MAX_LEASE_S
 from beltline.core.message import Delivery, Gather, Message, Receipt
 from beltline.core.names import ChainName, MessageId, QueueName, RunId, WorkerId
 from beltline.core.outcome import Sent, Settled, Settlement
 from beltline.core.queues import Counts, QueueSpec
-from beltline.core.views import GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, WorkerView
+from beltline.core.scaling import Decision, Size, check_range
+from beltline.core.schedule import Schedule, Step, Stepped
+from beltline.core.views import (
+    BucketView,
+    DueSchedules,
+    GatherView,
+    LimitView,
+    MessageFilter,
+    MessageView,
+    Page,
+    ResultView,
+    RunCounts,
+    RunView,
+    ScheduleView,
+    Standing,
+    WorkerView,
+)
+from beltline.engines.memory.fleets import FleetBook
+from beltline.engines.memory.operators import Operators
 from beltline.engines.memory.rows import Row
+from beltline.engines.memory.schedules import ScheduleBook
+from beltline.engines.memory.standing import standing
 from beltline.engines.memory.store import Store
 from beltline.engines.memory.views import gather_view, message_result, message_view, run_result, run_view
 from beltline.engines.memory.waiters import Waiter
+from beltline.engines.schedules import view as schedule_view
 
 R = TypeVar("R")
 
@@ -73,8 +95,10 @@ class MemoryEngine:
         self._clock = clock or WallClock()
         self._time = Ratchet(self._clock)
         self._store = Store(max_body=max_body)
-        self._workers: dict[WorkerId, tuple[float, WorkerView]] = {}
+        self._operators = Operators(self._store)
+        self._schedules = ScheduleBook(lambda messages, now: self._store.send(messages, (), now))
         self._lock = threading.Lock()
+        self._fleets = FleetBook()
         self._waiters: set[Waiter] = set()
         self._open = False
         self._opened = 0
@@ -115,7 +139,9 @@ class MemoryEngine:
         with self._lock:
             if not self._open:
                 raise HandleMisused("The memory engine is not open.", help="Call open() first, and nothing after close().")
-            yield self._time.now()
+            now = self._time.now()
+            yield now
+            self._store.refresh(now)
             self._wake()
 
     def _wake(self) -> None:
@@ -148,7 +174,7 @@ class MemoryEngine:
                 patience_s = deadline - time.monotonic()
                 if enough or now >= until or patience_s <= 0:
                     return result
-                instants = [self._store.queues[name].next_instant() for name in queues if not self._store.queues[name].paused]
+                instants = [self._store.queues[name].next_instant(now) for name in queues if not self._store.queues[name].paused]
                 waiter = Waiter(queues=queues, ids=ids, wake_at=min([until, *instants]))
                 self._waiters.add(waiter)
             try:
@@ -200,7 +226,7 @@ class MemoryEngine:
 
     async def purge(self, queue: QueueName) -> int:
         with self._step() as now:
-            return self._store.purge(queue, now)
+            return self._operators.purge(queue, now)
 
     # ---- Browse
 
@@ -221,7 +247,7 @@ class MemoryEngine:
             raise ValueInvalid(name="cursor", value=cursor, allowed="what the page before gave")
         seen = int(cursor or 0)
         with self._step() as now:
-            rows = list(islice((row for row in self._store.matching(where, now) if row.seq > seen), limit + 1))
+            rows = list(islice((row for row in self._operators.matching(where, now) if row.seq > seen), limit + 1))
             more = str(rows[limit - 1].seq) if len(rows) > limit else ""
             return Page(messages=tuple(self._view(row, now) for row in rows[:limit]), cursor=more)
 
@@ -258,11 +284,12 @@ class MemoryEngine:
     async def resume(self, queue: QueueName) -> None:
         with self._step():
             resumed = self._store.queue(queue)
-            resumed.paused, resumed.stirred = False, True
+            resumed.paused, resumed.stirred, resumed.snoozed_until = False, True, 0.0
+            resumed.switch.close()
 
     async def cancel(self, ids: Sequence[MessageId], *, reason: str = "") -> list[State | None]:
         with self._step() as now:
-            return self._store.cancel(ids, reason, now)
+            return self._operators.cancel(ids, reason, now)
 
     async def cancel_asked(self, receipts: Sequence[Receipt]) -> list[Receipt]:
         with self._step():
@@ -270,19 +297,19 @@ class MemoryEngine:
 
     async def hurry(self, ids: Sequence[MessageId]) -> int:
         with self._step() as now:
-            return self._store.hurry(ids, now)
+            return self._operators.hurry(ids, now)
 
     async def redrive(self, where: MessageFilter, *, limit: int, queue: QueueName | None = None) -> list[MessageId]:
         with self._step() as now:
-            return self._store.redrive(where, limit, queue, now)
+            return self._operators.redrive(where, limit, queue, now)
 
     async def edit(self, id: MessageId, *, body: bytes) -> None:
         with self._step() as now:
-            self._store.edit(id, body, now)
+            self._operators.edit(id, body, now)
 
     async def delete(self, where: MessageFilter, *, limit: int) -> int:
         with self._step() as now:
-            return self._store.delete(where, limit, now)
+            return self._operators.delete(where, limit, now)
 
     # ---- Runs
 
@@ -307,21 +334,136 @@ class MemoryEngine:
 
     async def cancel_run(self, id: RunId, *, reason: str = "") -> RunView:
         with self._step() as now:
-            return run_view(self._store.cancel_run(id, reason, now))
+            return run_view(self._operators.cancel_run(id, reason, now))
 
     # ---- Fleet
 
     async def beat(self, worker: WorkerView) -> None:
         with self._step() as now:
-            self._workers[WorkerId(worker.id)] = (now, worker)
+            self._store.workers[WorkerId(worker.id)] = (now, worker)
 
     async def forget(self, worker: WorkerId) -> None:
         with self._step():
-            self._workers.pop(worker, None)
+            self._store.workers.pop(worker, None)
 
     async def workers(self) -> list[WorkerView]:
         with self._step() as now:
-            return [structs.replace(view, age_s=now - seen_at) for _, (seen_at, view) in sorted(self._workers.items())]
+            return [structs.replace(view, age_s=now - seen_at) for _, (seen_at, view) in sorted(self._store.workers.items())]
+
+    # ---- Schedules
+
+    async def put_schedules(self, specs: Sequence[Schedule], *, origin: str, owner: str = "", replace: bool = True) -> list[bool]:
+        with self._step() as now:
+            return self._schedules.put(specs, origin, owner, replace, now)
+
+    async def schedules(self, *, limit: int = 1000, after: str = "") -> list[ScheduleView]:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        with self._step():
+            return [schedule_view(self._schedules.rows[name]) for name in sorted(name for name in self._schedules.rows if name > after)[:limit]]
+
+    async def schedule(self, name: str) -> ScheduleView:
+        with self._step():
+            return schedule_view(self._schedules.row(name))
+
+    async def pause_schedule(self, name: str, paused: bool) -> ScheduleView:
+        with self._step() as now:
+            return schedule_view(self._schedules.pause(name, paused, now))
+
+    async def remove_schedule(self, name: str) -> None:
+        with self._step():
+            self._schedules.remove(name)
+
+    async def due_schedules(self, *, limit: int = 100) -> DueSchedules:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        with self._step() as now:
+            return self._schedules.due(limit, now)
+
+    async def step_schedules(self, steps: Sequence[Step]) -> list[Stepped]:
+        with self._step() as now:
+            return [self._schedules.step(step, now) for step in steps]
+
+    # ---- Sizes
+
+    async def sizes(self) -> list[Size]:
+        with self._step():
+            return self._fleets.sizes()
+
+    async def set_size(self, queue: QueueName, *, turn: int, slots: int, state: bytes, log: Decision | None = None) -> bool:
+        with self._step() as now:
+            self._store.queue(queue)
+            return self._fleets.put(queue, turn, slots, state, log, now)
+
+    async def set_range(self, queue: QueueName, least: int, most: int) -> None:
+        check_range(least, most)
+        with self._step():
+            self._store.queue(queue)
+            self._fleets.order(queue, least, most)
+
+    async def clear_range(self, queue: QueueName) -> None:
+        with self._step():
+            self._store.queue(queue)
+            self._fleets.release(queue)
+
+    async def decisions(self, queue: QueueName | None = None, *, limit: int = 100) -> list[Decision]:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        with self._step():
+            if queue is not None:
+                self._store.queue(queue)
+            return self._fleets.log(queue or "", limit)
+
+    # ---- Limits, Explain
+
+    async def snooze(self, queue: QueueName, *, seconds: float) -> float:
+        limits.seconds("seconds", seconds, most=limits.MAX_DELAY_S)
+        with self._step() as now:
+            snoozed = self._store.queue(queue)
+            snoozed.snoozed_until = max(snoozed.snoozed_until, now + seconds)
+            return snoozed.snoozed_until
+
+    async def declare_limits(self, given: Sequence[Limit]) -> None:
+        with self._step():
+            self._changed(self._store.limits.declare(given))
+
+    async def set_limit(self, limit: Limit) -> None:
+        with self._step():
+            self._store.limits.give(limit)
+            self._changed({limit.name})
+
+    async def reset_limit(self, name: str) -> None:
+        with self._step():
+            self._store.limits.reset(name)
+            self._changed({name})
+
+    def _changed(self, names: set[str]) -> None:
+        for queue in self._store.queues.values():
+            for name in names:
+                queue.shaper.changed(name)
+            queue.stirred = queue.stirred or bool(names)
+
+    async def limits(self) -> list[LimitView]:
+        with self._step() as now:
+            book = self._store.limits
+            self._store.due(now)
+            return [book.view(name, self._waiting(lambda bucket, name=name: bucket[0] == name, now), now) for name in sorted(book.rows)]  # type: ignore[misc]
+
+    async def buckets(self, name: str, *, limit: int = 100) -> list[BucketView]:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        with self._step() as now:
+            book = self._store.limits
+            if name not in book.rows:
+                raise NotFound(kind="limit", name=name)
+            self._store.due(now)
+            closed = {lane.closed_by for queue in self._store.queues.values() for lane in queue.shaper.lanes.values() if lane.closed_by is not None}
+            keys = sorted({"", *(key for each, key in {*book.buckets, *closed} if each == name)})
+            views = [book.bucket_view((name, key), self._waiting(lambda bucket, key=key: bucket == (name, key), now), now) for key in keys]  # type: ignore[misc]
+            return [view for view in views if view.running or view.waiting or 0 < view.opens_at < inf][:limit]
+
+    def _waiting(self, closed: Callable[[tuple[str, str]], bool], now: float) -> int:
+        return sum(queue.behind(closed, now) for queue in self._store.queues.values())
+
+    async def standing(self, id: MessageId) -> Standing:
+        with self._step() as now:
+            return standing(self._store, self._store.row(id), now)
 
     # ---- Upkeep
 

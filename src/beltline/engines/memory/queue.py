@@ -1,13 +1,15 @@
-"""One queue: who is due, who is next, who is held, and the lanes of its FIFO groups.
+"""One queue: who is due, who is next, who is held, and its FIFO groups.
 
 A row is in exactly one state, and `move` is the only door from one to the next: it checks the transition table and keeps the counts. The heaps below are
 pointers into that truth.
 
-Lanes   a group's messages in send order. The head is the first that is not done (nor dead, if the queue skips dead heads). Only a ready head of a lane
+Groups  a group's messages in send order. The head is the first that is not done (nor dead, if the queue skips dead heads). Only a ready head of a group
         without a lease stands in the queue; the others are behind it, however high their priority.
+Flow    a message with a tenant, claims or a sticky key stands in a lane of the shaper instead of the queue's own order; leases that hold places of
+        limits are told to the book of limits.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from math import inf
 
@@ -15,10 +17,13 @@ from beltline.core.lifecycle import Move, State, allowed
 from beltline.core.names import WorkerId
 from beltline.core.policy import PARKED
 from beltline.core.queues import Counts, QueueSpec, rank
-from beltline.engines.memory.rows import Heap, Row
+from beltline.engines.memory.limits import LimitBook
+from beltline.engines.memory.rows import BucketKey, Heap, Row
+from beltline.engines.memory.shaping import Shaper, claims
+from beltline.engines.memory.switch import Switch
 
 
-class Lane:
+class Group:
     """One FIFO group."""
 
     __slots__ = ("leased", "members")
@@ -29,19 +34,26 @@ class Lane:
 
 
 class QueueRows:
-    def __init__(self, spec: QueueSpec) -> None:
+    def __init__(self, spec: QueueSpec, book: LimitBook) -> None:
         self.spec = spec
+        self.book = book
         self.paused = False
+        self.snoozed_until = 0.0
+        self.switch = Switch()
+        self.starved = False  # at the last look there was no room, whatever stood here
         self.stalled: set[str] = set()  # feeds that are above their high water and not yet below the low one
         self.count = dict.fromkeys(State, 0)
         self.parked = 0
         self.leased: set[Row] = set()
-        self.lanes: dict[str, Lane] = {}
+        self.groups: dict[str, Group] = {}
         self.stirred = False  # something became receivable since the flag was last taken down
         self.eased = False  # fewer are ready or leased than when the flag was last taken down: a stage before may go on
         self.soonest = inf  # the earliest instant noted since then
         self._delayed = Heap(lambda key, row: self.holds(row) and row.state is State.DELAYED and row.ready_at == key)
-        self._ready = Heap(lambda key, row: self.holds(row) and row.state is State.READY and row.rank == key and not self.blocked(row))
+        self._stands = lambda key, row: self.holds(row) and row.state is State.READY and row.rank == key and not self.blocked(row)
+        self._ready = Heap(self._stands)
+        self.shaper = Shaper(spec, book, self._ready)
+        self.refused: dict[Row, float] = {}  # leases that are over, and whose limits do not allow another start before then (ms)
         self._waiting = Heap(lambda key, row: self.holds(row) and row.state is State.READY and row.ready_at == key)
         self._leases = Heap(lambda key, row: self.holds(row) and row.state is State.LEASED and row.lease_until == key)
         self._expiries = Heap(lambda _, row: row.state in (State.DELAYED, State.READY) and row.epoch == 0)
@@ -55,6 +67,7 @@ class QueueRows:
     def enter(self, row: Row, state: State) -> None:
         """A row that is new here: just sent, or redriven from another queue."""
         row.state = state
+        row.lane = self.shaper.lane(row, Heap(self._stands))
         self._tally(row, 1)
         if row.message.group is not None:
             self._join(row)
@@ -65,6 +78,7 @@ class QueueRows:
     def leave(self, row: Row) -> None:
         """Its message has been readdressed to another queue: whoever stood behind it in its group is next."""
         self._tally(row, -1)
+        row.lane = None
         if row.message.group is not None:
             self._offer(row.message.group, row)
 
@@ -79,6 +93,8 @@ class QueueRows:
         if before is State.LEASED and state is not State.LEASED:
             row.worker = WorkerId("")
             self.leased.discard(row)
+            self.refused.pop(row, None)
+            self.book.end(row, claims(row), self.spec.limits)
         self.eased = self.eased or before in (State.READY, State.LEASED)
         if row.message.group is not None and before is State.DEAD and state is State.READY:
             self._join(row)
@@ -89,6 +105,7 @@ class QueueRows:
 
     def _tally(self, row: Row, by: int) -> None:
         self.count[row.state] += by
+        self.shaper.count(row, by)
         if row.why == PARKED and row.state in (State.DELAYED, State.READY):
             self.parked += by
 
@@ -113,55 +130,66 @@ class QueueRows:
         self.soonest = min(self.soonest, instant)
 
     def _stand(self, row: Row) -> None:
-        self._ready.push(row.rank, row)
+        (self._ready if row.lane is None else row.lane.heap).push(row.rank, row)
+        self.shaper.touch(row)
         self.stirred = True
 
-    # ---- lanes
+    # ---- groups
 
     def _join(self, row: Row) -> None:
         assert row.message.group is not None
-        heappush(self.lanes.setdefault(row.message.group, Lane()).members, (row.seq, row))
+        members = self.groups.setdefault(row.message.group, Group()).members
+        if members:
+            self.shaper.touch(members[0][1])  # it may be behind the new one now
+        heappush(members, (row.seq, row))
 
     def _offer(self, group: str, moved: Row) -> None:
-        """After `moved` changed: let the head of its lane stand in the queue if nothing of the group is leased."""
-        lane = self.lanes.get(group)
-        if lane is None:
+        """After `moved` changed: let the head of its group stand in the queue if nothing of the group is leased."""
+        mates = self.groups.get(group)
+        if mates is None:
             return
         if moved.state is State.LEASED:
-            lane.leased = moved
-        elif lane.leased is moved:
-            lane.leased = None
-        head = self._head(lane)
+            mates.leased = moved
+        elif mates.leased is moved:
+            mates.leased = None
+        head = self._head(mates)
         if head is None:
-            del self.lanes[group]
-        elif lane.leased is None and head.state is State.READY:
+            del self.groups[group]
+        elif mates.leased is None and head.state is State.READY:
             self._stand(head)
 
-    def _head(self, lane: Lane) -> Row | None:
-        while lane.members:
-            row = lane.members[0][1]
+    def _head(self, mates: Group) -> Row | None:
+        while mates.members:
+            row = mates.members[0][1]
             skipped = row.state is State.DEAD and self.spec.on_dead == "skip"
             if self.holds(row) and row.state is not State.DONE and not skipped:
                 return row
-            heappop(lane.members)
+            heappop(mates.members)
         return None
 
     def blocked(self, row: Row) -> bool:
         """Behind the head of its group, or behind a lease of it."""
         if row.message.group is None or row.state not in (State.DELAYED, State.READY):
             return False
-        lane = self.lanes.get(row.message.group)
-        return lane is not None and (lane.leased is not None or self._head(lane) is not row)
+        mates = self.groups.get(row.message.group)
+        return mates is not None and (mates.leased is not None or self._head(mates) is not row)
+
+    def waits_for(self, row: Row) -> Row | None:
+        """Whom its group waits for, if that is another."""
+        mates = self.groups.get(row.message.group or "")
+        other = None if mates is None else mates.leased or self._head(mates)
+        return None if other is row else other
 
     def declare(self, spec: QueueSpec, rows: Iterable[Row]) -> None:
         """New numbers. `rows`: all of the engine, looked at only if dead heads are to be treated otherwise."""
-        other, self.spec = spec.on_dead != self.spec.on_dead, spec
+        other, self.spec, self.shaper.spec = spec.on_dead != self.spec.on_dead, spec, spec
         self.stirred = True
         if other:
-            self.lanes.clear()
+            self.groups.clear()
             mine = [row for row in rows if self.holds(row) and row.message.group is not None and row.state is not State.DONE]
             for row in mine:
                 self._join(row)
+                self.shaper.touch(row)
             for row in mine:
                 assert row.message.group is not None
                 self._offer(row.message.group, row)
@@ -191,13 +219,35 @@ class QueueRows:
         """Note the (new) end of a lease."""
         self._note(self._leases, row.lease_until, row)
 
-    def next(self) -> Row | None:
-        """Take out the receivable message of the lowest rank."""
-        return self._ready.pop()
+    def next(self, worker: str, now: float) -> Row | None:
+        """Take out the message that is next for this worker. Where lanes are, `shaper.prepare` comes first."""
+        if not self.shaper.shaped:
+            return self._ready.pop()
+        self.shaper.leased = self.count[State.LEASED]
+        return self.shaper.next(worker, now)
 
-    def next_instant(self) -> float:
+    def shut_until(self) -> float:
+        """Nothing at all is handed out before, though somebody may undo it."""
+        return max(self.snoozed_until, self.switch.tripped_until)
+
+    def next_instant(self, now: float) -> float:
         """When time alone will change something here."""
-        return min(self._delayed.key(), self._leases.key(), self._expiries.key())
+        if self.shut_until() > now:
+            return self.shut_until()
+        return min(self._delayed.key(), self._leases.key(), self._expiries.key(), self.opens_at(now))
+
+    def opens_at(self, now: float) -> float:
+        """When time alone will let a limited message start."""
+        lanes_ms = inf if self.starved else self.shaper.next_instant_ms()  # a lane that opens helps nobody while there is no room
+        return min([lanes_ms, self.book.room(self.spec.limits, now)[1], *self.refused.values()]) / 1000
+
+    def rows_ready(self) -> Iterable[Row]:
+        """Every ready message, in no order."""
+        return self._waiting.rows()
+
+    def live(self, now: float) -> int:
+        """Leases that are not over."""
+        return sum(1 for row in self.leased if row.lease_until > now)
 
     # ---- numbers
 
@@ -206,17 +256,30 @@ class QueueRows:
         """What `max_backlog` bounds."""
         return self.count[State.READY] + self.count[State.DELAYED] + self.count[State.LEASED]
 
+    def come(self, now: float) -> list[Row]:
+        """Delayed messages whose time has come: ready for all who look, though only a receive or a sweep moves them."""
+        return self._delayed.until(now)
+
+    def behind(self, closed: Callable[[BucketKey], bool], now: float) -> int:
+        """Ready messages behind buckets that are closed."""
+        lanes = {lane for lane in self.shaper.lanes.values() if lane.closed_by is not None and closed(lane.closed_by)}
+        return sum(lane.ready for lane in lanes) + (sum(row.lane in lanes for row in self.come(now)) if lanes else 0)
+
     def counts(self, now: float) -> Counts:
-        self.due(now)
         over = [row.lease_until for row in self.leased if row.lease_until <= now]
-        oldest = min([*over, self._waiting.key()])
+        come = [row.ready_at for row in self.come(now)]
+        oldest = min([*over, *come, self._waiting.key()])
         return Counts(
-            ready=self.count[State.READY] + len(over),
-            delayed=self.count[State.DELAYED],
+            ready=self.count[State.READY] + len(over) + len(come),
+            delayed=self.count[State.DELAYED] - len(come),
             leased=self.count[State.LEASED] - len(over),
             dead=self.count[State.DEAD],
             done=self.count[State.DONE],
             parked=self.parked,
             oldest_ready_s=0.0 if oldest == inf else max(0.0, now - oldest),
             paused=self.paused,
+            held=self.behind(lambda _: True, now),
+            snoozed_until=self.snoozed_until if self.snoozed_until > now else 0.0,
+            tripped_until=self.switch.tripped_until if self.switch.tripped_until > now else 0.0,
+            trying=self.switch.trying,
         )

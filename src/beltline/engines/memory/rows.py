@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from math import inf
+from math import floor, inf
 
+from beltline.core.flow import WORK_WINDOW_MS as WINDOW
 from beltline.core.lifecycle import State
 from beltline.core.message import Gather, Message, Part
 from beltline.core.names import ChainName, MessageId, RunId, WorkerId
@@ -43,6 +44,7 @@ class Row:
     result: bytes | None = None
     result_until: float = inf
     attempts: list[AttemptView] = field(default_factory=list)
+    lane: "Lane | None" = None  # where flow control counts it
 
     @property
     def id(self) -> MessageId:
@@ -67,6 +69,20 @@ class Row:
     def note(self, attempt: AttemptView) -> None:
         self.attempts.append(attempt)
         del self.attempts[:-ATTEMPTS_KEPT]
+
+
+BucketKey = tuple[str, str]  # limit, key
+LaneKey = tuple[str, str, tuple[BucketKey, ...], int]  # tenant, sticky, buckets, priority
+
+
+def millis(instant: float) -> int:
+    """Whole milliseconds, as every store counts."""
+    return floor(instant * 1000 + 0.5)
+
+
+def due_at(message: Message, now: float) -> float:
+    """When a message that is sent now becomes ready; not after now: at once."""
+    return message.ready_at if message.ready_at is not None else now + message.delay_s
 
 
 @dataclass(slots=True, eq=False)
@@ -138,6 +154,21 @@ class Heap:
         first = self.first()
         return inf if first is None else first[0]
 
+    def rows(self) -> "set[Row]":
+        """All living ones."""
+        return {row for key, _, row in self._entries if self._holds(key, row)}
+
+    def until(self, key: float) -> list[Row]:
+        """Those whose number is at most `key`, in no order."""
+        found, places = dict[Row, None](), [0]
+        while places:
+            place = places.pop()
+            if place < len(self._entries) and self._entries[place][0] <= key:
+                if self._holds(self._entries[place][0], self._entries[place][2]):
+                    found[self._entries[place][2]] = None
+                places += [2 * place + 1, 2 * place + 2]
+        return list(found)
+
     def pop(self, until: float = inf) -> Row | None:
         """Take out the first row unless its number is above `until`."""
         first = self.first()
@@ -145,3 +176,74 @@ class Heap:
             return None
         heappop(self._entries)
         return first[1]
+
+
+# ---- flow control: rows of a queue
+
+
+class Work:
+    """Worker time in whole milliseconds, of this window and the one before."""
+
+    def __init__(self) -> None:
+        self.window = self.now_ms = self.before_ms = 0
+
+    def add(self, spent_ms: int, now_ms: int) -> None:
+        self.turn(now_ms)
+        self.now_ms += spent_ms
+
+    def turn(self, now_ms: int) -> None:
+        window = now_ms // WINDOW
+        if window != self.window:
+            self.before_ms = self.now_ms if window == self.window + 1 else 0
+            self.window, self.now_ms = window, 0
+
+    def recent_ms(self, now_ms: int) -> int:
+        self.turn(now_ms)
+        return self.now_ms + self.before_ms
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """`tag`: turns it has been given. `standing`: it had something to give at the last refresh."""
+
+    tenant: str
+    owner: str
+    tag: int = 0
+    noisy: bool = False
+    standing: bool = False
+    work: Work = field(default_factory=Work)
+    lanes: "set[Lane]" = field(default_factory=set)
+
+    @property
+    def leased(self) -> int:
+        return sum(lane.leased for lane in self.lanes)
+
+
+class Lane:
+    """`closed_until`: milliseconds, 0 = open, inf = until somebody opens it."""
+
+    __slots__ = ("closed_at", "closed_by", "closed_until", "heap", "key", "leased", "ready", "share")
+
+    def __init__(self, key: LaneKey, share: Share, heap: Heap) -> None:
+        self.key = key
+        self.share = share
+        self.heap = heap
+        self.leased = self.ready = 0
+        self.closed_until: float = 0
+        self.closed_at = 0
+        self.closed_by: BucketKey | None = None
+
+    @property
+    def sticky(self) -> str:
+        return self.key[1]
+
+    @property
+    def priority(self) -> int:
+        return self.key[3]
+
+    def head(self) -> Row | None:
+        first = self.heap.first()
+        return None if first is None else first[1]
+
+    def open(self) -> None:
+        self.closed_until, self.closed_by = 0, None

@@ -1,12 +1,11 @@
 """The laws of engines/protocol.py, executable: one verb = one step, no waiting, no locks, `now` is given.
 
-Read it in the order of a message's life: send, receive, settle, then what people do to messages (cancel, redrive, …), then upkeep. Every change of state goes
+Read it in the order of a message's life: send, receive, settle, then upkeep; what people do to messages is in operators.py. Every change of state goes
 through `QueueRows.move`, every change of a run through `RunBook`; a verb that can refuse looks at everything before it writes anything.
 """
 
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from math import floor, inf, isfinite
 from typing import assert_never
@@ -14,7 +13,8 @@ from typing import assert_never
 from msgspec import structs
 
 from beltline.core import limits
-from beltline.core.errors import NotFound, QueueFull, QueueNotDeclared, Refused, ValueInvalid
+from beltline.core.errors import NotFound, QueueFull, QueueNotDeclared, ValueInvalid
+from beltline.core.flow import MEMBER_S, check_flow, check_switch, queue_limits
 from beltline.core.lifecycle import Move, State
 from beltline.core.message import Delivery, Gather, Message, Receipt
 from beltline.core.names import MessageId, QueueName, RunId, WorkerId, queue_name
@@ -34,10 +34,13 @@ from beltline.core.outcome import (
 )
 from beltline.core.policy import poison
 from beltline.core.queues import QueueSpec
-from beltline.core.views import AttemptView, MessageFilter
+from beltline.core.views import AttemptView, WorkerView
+from beltline.engines.memory.admission import AdmissionBook
+from beltline.engines.memory.limits import LimitBook
 from beltline.engines.memory.queue import QueueRows
-from beltline.engines.memory.rows import Row, RunRow
+from beltline.engines.memory.rows import Row, RunRow, due_at, millis
 from beltline.engines.memory.runs import RunBook
+from beltline.engines.memory.shaping import claims
 
 REMEMBERED_S = 24 * 3600.0  # how long an id is known after the end of its message, whatever retain drops
 PAGE = 500  # leases that have run out, looked at in one receive beyond its limit
@@ -47,11 +50,13 @@ LEASE_OVER = Failure(Cause.LEASE_LOST, text="The lease ran out: its worker died 
 class Store:
     def __init__(self, *, max_body: int) -> None:
         self.max_body = max_body
+        self.limits = LimitBook()
+        self.workers: dict[WorkerId, tuple[float, WorkerView]] = {}  # when each was seen last
+        self._judged: dict[QueueRows, list[int]] = {}  # deliveries ended by the present verb, and how many of them failed
         self.rows: dict[MessageId, Row] = {}  # in send order
         self.queues: dict[QueueName, QueueRows] = {}
-        self.runs = RunBook(self._hand_on, self._drop)
-        self.dedup: dict[tuple[QueueName, str], tuple[float, MessageId]] = {}  # until when, who stands for the key
-        self.remembered: dict[MessageId, float] = {}  # ids whose history is over, until when
+        self.runs = RunBook(self._hand_on, self.drop)
+        self.admission = AdmissionBook(self.rows)
         self.feeders: dict[QueueName, list[tuple[QueueRows, int]]] = {}
         self._seq = 0
         self._hand_outs = 0
@@ -67,17 +72,23 @@ class Store:
     def declare(self, specs: Sequence[QueueSpec]) -> None:
         for spec in specs:
             queue_name(spec.name)
+            if spec.kill_switch is not None:
+                check_switch(spec.kill_switch)
+            queue_limits(spec.limits)
             if spec.on_dead not in ("hold", "skip"):
                 raise ValueInvalid(name="on_dead", value=spec.on_dead, allowed="hold or skip")
         for spec in specs:
             if spec.name in self.queues:
                 self.queues[spec.name].declare(spec, self.rows.values())
             else:
-                self.queues[spec.name] = QueueRows(spec)
+                self.queues[spec.name] = QueueRows(spec, self.limits)
         self.feeders.clear()
+        self.limits.leased.clear()
         for queue in self.queues.values():
             for feed in queue.spec.feeds:
                 self.feeders.setdefault(feed.queue, []).append((queue, feed.fan_out))
+            for name in queue.spec.limits:
+                self.limits.leased.setdefault(name, []).append(queue.leased)
             queue.stirred = True  # a bound may have been lifted
 
     # ---- send
@@ -86,17 +97,19 @@ class Store:
         self._check(messages, gathers)
         for message in messages:
             limits.body(message.body, self.max_body)
-        answers = self._admit(messages, now)
+        answers = self.admission.admit(messages, now)
         new = tuple(message for message, sent in zip(messages, answers, strict=True) if sent.new)
         for queue, more in Counter(message.queue for message in new).items():
             bound = self.queues[queue].spec.max_backlog
             if self.queues[queue].backlog + more > bound:
                 raise QueueFull(queue=queue, bound=int(bound))
         for message in new:
-            if message.dedup_key is not None:
-                self.dedup[message.queue, message.dedup_key] = (now + message.dedup_window_s, message.id)
+            self.admission.stored(message, now)
         # A batch that is known already has opened its gathers then; their rows may be history by now.
         self.runs.hand_on(new, tuple(gathers) if new or not messages else (), now)
+        for message, sent in zip(messages, answers, strict=True):
+            if sent.admission is Admission.REPLACED:
+                self._replace(self.rows[sent.id], message, now)
         self.runs.close(now)
         return answers
 
@@ -110,36 +123,29 @@ class Store:
                 limits.seconds("expires_s", message.expires_s)
             if message.ready_at is not None and not isfinite(message.ready_at):
                 raise ValueInvalid(name="ready_at", value=message.ready_at, allowed="seconds since 1970")
+            if message.flow is not None:
+                check_flow(message.flow)
 
-    def _admit(self, messages: Sequence[Message], now: float) -> list[Sent]:
-        """What will become of each message, before anything is written."""
-        answers, ids, keys = [], set[MessageId](), dict[tuple[QueueName, str], MessageId]()
-        for message in messages:
-            key = None if message.dedup_key is None else (message.queue, message.dedup_key)
-            stands = None if key is None else keys.get(key) or self._stands_for(key, now)
-            if message.id in self.rows or message.id in self.remembered or message.id in ids:
-                answers.append(Sent(message.id, Admission.SAME_ID))
-            elif stands is not None:
-                answers.append(Sent(stands, Admission.DEDUPLICATED))
-            else:
-                answers.append(Sent(message.id))
-                ids.add(message.id)
-                if key is not None and message.dedup_window_s > 0:
-                    keys[key] = message.id
-        return answers
-
-    def _stands_for(self, key: tuple[QueueName, str], now: float) -> MessageId | None:
-        entry = self.dedup.get(key)
-        return entry[1] if entry is not None and now < entry[0] else None
+    def _replace(self, row: Row, message: Message, now: float) -> None:
+        """The newest wins: another message with its unique key was sent before this one began."""
+        assert message.flow is not None
+        assert message.flow.unique is not None
+        self.remark(row, "replaced", f"by {message.id}", now)
+        row.message = structs.replace(row.message, body=message.body, headers=message.headers, timeout_s=message.timeout_s, retry=message.retry)
+        queue = self.queues[row.message.queue]
+        if row.shown(now) is State.DELAYED:
+            until = min(due_at(message, now), row.sent_at + message.flow.unique.most_s)
+            queue.rank(row, max(now, until))
+            queue.move(row, Move.PUT_OFF if until > now else Move.HURRY, State.DELAYED if until > now else State.READY)
 
     def _hand_on(self, message: Message, now: float) -> None:
         """Write a message; one that is known already is known to be the same."""
-        if message.id in self.rows or message.id in self.remembered:
+        if self.admission.known(message.id):
             return
         self._seq += 1
         queue = self.queue(message.queue)
         row = self.rows[message.id] = Row(message, self._seq, now)
-        queue.rank(row, max(now, message.ready_at if message.ready_at is not None else now + message.delay_s))
+        queue.rank(row, max(now, due_at(message, now)))
         self.runs.stored(row, now)
         queue.enter(row, State.READY if row.ready_at <= now else State.DELAYED)
 
@@ -149,31 +155,79 @@ class Store:
         queues = [self.queue(name) for name in dict.fromkeys(names)]
         deliveries: list[Delivery] = []
         for queue in queues:
-            if queue.paused or len(deliveries) >= limit:
+            if queue.paused or queue.shut_until() > now or len(deliveries) >= limit:
                 continue
-            again, _ = self._turn(queue, now, limit - len(deliveries))
-            deliveries += [self._lease(queue, row, lease_s, worker, now) for row in again]
-            room = min(self._room(queue, now), limit - len(deliveries))
-            while room >= 1 and (row := queue.next()) is not None:
-                deliveries.append(self._lease(queue, row, lease_s, worker, now))
-                room -= 1
+            deliveries += self._receive(queue, limit - len(deliveries), lease_s, worker, now)
             self.runs.close(now)
         return deliveries
+
+    def _receive(self, queue: QueueRows, limit: int, lease_s: float, worker: WorkerId, now: float) -> list[Delivery]:
+        """Of one queue: leases that are over first, then what is next."""
+        again, _ = self._turn(queue, now, limit + PAGE)
+        self.refresh(now)
+        room = min(limit, self.limits.room(queue.spec.limits, now)[0], queue.switch.room(queue.spec.kill_switch, queue.live(now)))
+        deliveries: list[Delivery] = []
+        for row in again:
+            refusal = self.limits.refuses(claims(row), now)
+            if room - len(deliveries) >= 1 and refusal is None:
+                deliveries.append(self._lease(queue, row, lease_s, worker, now))
+            elif len(deliveries) < limit:  # a limit forbids it: time or a place that is given back will bring it here again
+                queue.refused[row] = self.limits.room(queue.spec.limits, now)[1] if refusal is None else refusal[1]
+            else:
+                queue.watch(row)
+        room = min(self._room(queue, now), room - len(deliveries))
+        queue.starved = room < 1
+        if queue.shaper.shaped and room >= 1:
+            queue.shaper.leased = queue.count[State.LEASED]
+            queue.shaper.prepare(self.members(queue.spec.name, now), now)
+        while room >= 1 and (found := queue.next(worker, now)) is not None:
+            deliveries.append(self._lease(queue, found, lease_s, worker, now))
+            self.refresh(now)
+            room -= 1
+        queue.soonest = min(queue.soonest, queue.opens_at(now))
+        return deliveries
+
+    def members(self, queue: QueueName, now: float) -> tuple[str, ...]:
+        """The workers that keep sticky keys of a queue."""
+        up = ((id, view) for id, (seen_at, view) in self.workers.items() if now - seen_at <= MEMBER_S and view.state == "up")
+        return tuple(sorted(id for id, view in up if queue in view.queues))
+
+    def due(self, now: float) -> None:
+        """What is due is ready, for everybody who asks."""
+        for queue in self.queues.values():
+            queue.due(now)
+
+    def refresh(self, now: float) -> None:
+        """Put right what a verb, or a part of one, has touched: places given back, kill switches, who stands."""
+        freed, self.limits.freed = self.limits.freed, Counter()
+        self.due(now)
+        for queue in self.queues.values():
+            queue.shaper.given_back(freed)
+            if queue.shaper.refresh() or (freed and (queue.refused or any((name, "") in freed for name in queue.spec.limits))):
+                queue.stirred = True
+        for queue, (ended, failed) in self._judged.items():
+            if queue.spec.kill_switch is not None:
+                queue.switch.judge(queue.spec.kill_switch, ended, failed, millis(now))
+                queue.stirred = True
+        self._judged.clear()
 
     def _turn(self, queue: QueueRows, now: float, limit: int) -> tuple[list[Row], int]:
         """What time has brought: due -> ready, expired -> done, poison -> dead.
 
         Returns up to `limit` rows whose lease is over and who may be handed out again, and how many have moved.
         """
+        for refused in queue.refused:
+            queue.watch(refused)
+        queue.refused.clear()
         moved = queue.due(now)
         while (row := queue.expired(now)) is not None:
-            self._end(row, Move.EXPIRE, Ended.EXPIRED, "", now)
+            self.end(row, Move.EXPIRE, Ended.EXPIRED, "", now)
             moved += 1
         again: list[Row] = []
         for row in queue.over(now, most=limit + PAGE):
             if row.cancel_asked is not None:
                 self._lost(row, now)
-                self._end(row, Move.CANCEL, Ended.CANCELLED, row.cancel_asked, now)
+                self.end(row, Move.CANCEL, Ended.CANCELLED, row.cancel_asked, now)
             elif row.lost + 1 >= queue.spec.max_deliveries:
                 self._lost(row, now)
                 self._die(row, Move.RECEIVE, poison(row.lost), LEASE_OVER, now)
@@ -193,10 +247,10 @@ class Store:
             next_queue = self.queues.get(feed.queue)
             if next_queue is None:
                 continue
-            next_queue.due(now)
             high = next_queue.spec.high_water
             low = min(high, high / 2 if next_queue.spec.low_water == inf else next_queue.spec.low_water)
-            load = next_queue.count[State.READY] + sum(q.count[State.LEASED] * fan_out for q, fan_out in self.feeders[feed.queue])
+            coming = sum(q.count[State.LEASED] * fan_out for q, fan_out in self.feeders[feed.queue])
+            load = next_queue.count[State.READY] + len(next_queue.come(now)) + coming
             if high == inf or load <= low:
                 queue.stalled.discard(feed.queue)
             if feed.queue in queue.stalled:
@@ -215,6 +269,8 @@ class Store:
             self._lost(row, now)
         row.epoch += 1
         row.worker, row.leased_at, row.lease_until = worker, now, now + lease_s
+        self.limits.start(row, claims(row), now)
+        self.limits.start_in(queue.spec.limits, now)
         queue.move(row, Move.RECEIVE, State.LEASED, why="")
         self._hand_outs += row.message.group is not None
         return Delivery(
@@ -257,8 +313,11 @@ class Store:
             match settlement.outcome:
                 case Ack(then=then, gathers=gathers):
                     self._check(then, gathers)
-                case RetryAfter(delay_s=delay_s) | Release(delay_s=delay_s):
+                case RetryAfter(delay_s=delay_s):
                     limits.seconds("delay_s", delay_s, most=limits.MAX_DELAY_S)
+                case Release(delay_s=delay_s, queue_s=queue_s):
+                    limits.seconds("delay_s", delay_s, most=limits.MAX_DELAY_S)
+                    limits.seconds("queue_s", queue_s, most=limits.MAX_DELAY_S)
                 case DeadLetter():
                     pass
         return [self._settle(settlement.receipt, settlement.outcome, now) for settlement in settlements]
@@ -275,6 +334,11 @@ class Store:
         if row is None:
             return Settled.LEASE_LOST
         queue = self.queues[row.message.queue]
+        if not isinstance(outcome, Release):
+            queue.shaper.spent(row, outcome.ran_s, now)
+            judged = self._judged.setdefault(queue, [0, 0])
+            judged[0] += 1
+            judged[1] += not isinstance(outcome, Ack)
         match outcome:
             case Ack():
                 self._note(row, outcome.ended.value, now, outcome.ran_s, outcome.note)
@@ -288,22 +352,33 @@ class Store:
                 self.runs.succeeded(row, outcome, now)
             case RetryAfter(failure=failure):
                 if outcome.lost and row.lost + 1 >= queue.spec.max_deliveries:
-                    return self._settle(receipt, DeadLetter(reason=poison(row.lost + 1), failure=failure, lost=True, ran_s=outcome.ran_s), now)
+                    self._poison(row, failure, outcome.ran_s, now)
+                    return Settled.DONE
                 self._count(row, lost=outcome.lost)
                 row.failure = failure
                 self._note(row, "lost" if outcome.lost else "retry", now, outcome.ran_s, failure=failure)
                 self._again(row, Move.RETRY, now + outcome.delay_s, ": ".join(filter(None, (failure.type, failure.text))), now)
-            case Release(delay_s=delay_s, why=why):
+            case Release(delay_s=delay_s, why=why, queue_s=queue_s):
                 self._note(row, "release", now, note=why)
+                if queue_s > 0:
+                    queue.snoozed_until = max(queue.snoozed_until, now + queue_s)
+                    queue.stirred = True
                 self._again(row, Move.RELEASE, now + delay_s if delay_s > 0 else row.ready_at, why, now)
             case DeadLetter(reason=reason, failure=failure):
-                self._count(row, lost=outcome.lost)
-                self._note(row, "dead_letter", now, outcome.ran_s, reason, failure)
-                self._die(row, Move.DEAD_LETTER, reason, failure, now)
+                self._give_up(row, reason, failure, outcome.ran_s, lost=outcome.lost, now=now)
             case _:
                 assert_never(outcome)
         self.runs.close(now)
         return Settled.DONE
+
+    def _poison(self, row: Row, failure: Failure, ran_s: float, now: float) -> None:
+        self._give_up(row, poison(row.lost + 1), failure, ran_s, lost=True, now=now)
+        self.runs.close(now)
+
+    def _give_up(self, row: Row, reason: str, failure: Failure, ran_s: float, *, lost: bool, now: float) -> None:
+        self._count(row, lost=lost)
+        self._note(row, "dead_letter", now, ran_s, reason, failure)
+        self._die(row, Move.DEAD_LETTER, reason, failure, now)
 
     def _count(self, row: Row, *, lost: bool) -> None:
         row.lost += lost
@@ -313,13 +388,13 @@ class Store:
         """Back to the queue, unless its cancellation was asked for."""
         queue = self.queues[row.message.queue]
         if row.cancel_asked is not None:
-            self._end(row, Move.CANCEL, Ended.CANCELLED, row.cancel_asked, now)
+            self.end(row, Move.CANCEL, Ended.CANCELLED, row.cancel_asked, now)
             return
         if move is Move.RETRY or ready_at != row.ready_at:  # a release without delay goes back to its place
             queue.rank(row, ready_at)
         queue.move(row, move, State.READY if ready_at <= now else State.DELAYED, why=why)
 
-    def _end(self, row: Row, move: Move, ended: Ended, why: str, now: float) -> None:
+    def end(self, row: Row, move: Move, ended: Ended, why: str, now: float) -> None:
         """Done without a settlement."""
         row.ended, row.ended_at, row.cancel_asked = ended, now, None
         self.queues[row.message.queue].move(row, move, State.DONE, why=why)
@@ -332,12 +407,12 @@ class Store:
         self.runs.ended.add(row.id)
         self.runs.died(row, now)
 
-    def _drop(self, row: Row, why: str, now: float) -> None:
+    def drop(self, row: Row, why: str, now: float) -> None:
         """Cancel what is live: at once, or by asking its worker."""
         if row.state is State.LEASED:
             row.cancel_asked = row.cancel_asked or why
         elif row.state is not State.DONE:
-            self._end(row, Move.CANCEL, Ended.CANCELLED, why, now)
+            self.end(row, Move.CANCEL, Ended.CANCELLED, why, now)
 
     def _note(self, row: Row, outcome: str, now: float, ran_s: float = 0.0, note: str = "", failure: Failure | None = None) -> None:
         row.note(
@@ -353,38 +428,11 @@ class Store:
             )
         )
 
-    def _remark(self, row: Row, outcome: str, note: str, now: float) -> None:
+    def remark(self, row: Row, outcome: str, note: str, now: float) -> None:
         """An entry of the history that is no delivery."""
         row.note(AttemptView(epoch=row.epoch, outcome=outcome, started_at=now, ended_at=now, note=note))
 
-    # ---- what people do to messages
-
-    def purge(self, name: QueueName, now: float) -> int:
-        queue = self.queue(name)
-        queue.due(now)
-        mine = [row for row in self.rows.values() if row.message.queue == name and row.shown(now) in (State.DELAYED, State.READY, State.DEAD)]
-        for row in mine:
-            if row.state is not State.DONE:  # a part that failed its run took others along
-                self._end(row, Move.CANCEL, Ended.CANCELLED, "purged", now)
-            self.runs.close(now)
-        return len(mine)
-
-    def cancel(self, ids: Sequence[MessageId], reason: str, now: float) -> list[State | None]:
-        answers: list[State | None] = []
-        for id in ids:
-            row = self.rows.get(id)
-            if row is not None:
-                self._drop(row, reason, now)
-                self.runs.close(now)
-            answers.append(None if row is None else row.state)
-        return answers
-
-    def cancel_run(self, id: RunId, reason: str, now: float) -> RunRow:
-        run = self.run(id)
-        if run.state in ("running", "dead"):
-            self.runs.give_up(run, "cancelled", reason, now)
-            self.runs.close(now)
-        return run
+    # ---- by id
 
     def run(self, id: RunId) -> RunRow:
         try:
@@ -398,81 +446,12 @@ class Store:
         except KeyError:
             raise NotFound(kind="message", name=id) from None
 
-    def hurry(self, ids: Sequence[MessageId], now: float) -> int:
-        hurried = 0
-        for row in [self.rows[id] for id in dict.fromkeys(ids) if id in self.rows]:
-            queue = self.queues[row.message.queue]
-            if row.shown(now) is State.DELAYED:
-                queue.rank(row, now)
-                queue.move(row, Move.HURRY, State.READY, why="")
-                hurried += 1
-        return hurried
-
-    def dead(self, where: MessageFilter, limit: int, now: float) -> list[Row]:
-        """The dead letters that match, oldest sent first. `where` may not be empty: everything has to be asked for by name."""
-        if where.empty:
-            raise ValueInvalid(name="where", value=where, allowed="at least one condition (a queue, a task, ids, …)")
-        found = (row for row in self.matching(where, now) if row.state is State.DEAD)
-        return list(islice(found, limits.integer("limit", limit, least=1, most=sys.maxsize)))
-
-    def redrive(self, where: MessageFilter, limit: int, target: QueueName | None, now: float) -> list[MessageId]:
-        if target is not None:
-            self.queue(target)
-        moved: list[MessageId] = []
-        limits.integer("limit", limit, least=1, most=sys.maxsize)
-        for row in self.dead(where, sys.maxsize, now):
-            run = self.runs.of(row)
-            if len(moved) == limit or (run is not None and run.given_up):
-                continue
-            self._remark(row, "redrive", row.why, now)
-            row.failed = row.lost = 0
-            row.cancel_asked = None
-            row.ended_at = 0.0
-            before = self.queues[row.message.queue]
-            queue = self.queues[target or row.message.queue]
-            queue.rank(row, now)
-            if queue is before:
-                queue.move(row, Move.REDRIVE, State.READY, why="")
-            else:
-                before.move(row, Move.REDRIVE, State.READY, why="")
-                row.message = structs.replace(row.message, queue=queue.spec.name)
-                before.leave(row)
-                queue.enter(row, State.READY)
-            self.runs.redriven(row, now)
-            moved.append(row.id)
-        self.runs.close(now)
-        return moved
-
-    def edit(self, id: MessageId, body: bytes, now: float) -> None:
-        row = self.row(id)
-        if row.shown(now) not in (State.DELAYED, State.DEAD):
-            raise Refused(f"Message {id} is {row.shown(now).word}.", why="Only dead and delayed messages can be edited.")
-        limits.body(body, self.max_body)
-        self._remark(row, "edited", f"the body before had {len(row.message.body)} bytes", now)
-        row.message = structs.replace(row.message, body=body)
-
-    def delete(self, where: MessageFilter, limit: int, now: float) -> int:
-        rows = self.dead(where, limit, now)
-        for row in rows:
-            self._end(row, Move.CANCEL, Ended.CANCELLED, "deleted", now)
-            self.runs.close(now)
-        return len(rows)
-
-    def matching(self, where: MessageFilter, now: float) -> Iterator[Row]:
-        """In send order."""
-        rows: Iterator[Row] = iter(self.rows.values())
-        if where.ids:
-            rows = iter(sorted((self.rows[MessageId(id)] for id in set(where.ids) if id in self.rows), key=lambda row: row.seq))
-        elif (run := self.runs.runs.get(RunId(where.run))) is not None:
-            rows = iter(sorted(run.rows.values(), key=lambda row: row.seq))
-        return (row for row in rows if matches(row, where, now))
-
     # ---- upkeep
 
     def sweep(self, now: float) -> int:
         moved = 0
         for queue in self.queues.values():
-            if not queue.paused:
+            if not queue.paused and queue.shut_until() <= now:
                 again, changed = self._turn(queue, now, limit=len(queue.leased))
                 for row in again:
                     queue.watch(row)
@@ -485,7 +464,7 @@ class Store:
         done = list(islice((row for row in self.rows.values() if row.state is State.DONE and row.ended_at < old), limit))
         for row in done:
             del self.rows[row.id]
-            self.remembered[row.id] = row.ended_at + REMEMBERED_S
+            self.admission.remembered[row.id] = row.ended_at + REMEMBERED_S
             if (run := self.runs.of(row)) is not None:
                 run.rows.pop(row.id, None)
         over = (run for run in self.runs.runs.values() if run.ended_at and run.ended_at < old and not run.open and not run.dead)
@@ -496,24 +475,5 @@ class Store:
         results = list(islice((each for each in kept if each.result is not None and each.result_until <= now), limit))
         for each in results:
             each.result = None  # that there was one is still known by result_until
-        keys = list(islice((key for key, (until, _) in self.dedup.items() if until <= now), limit))
-        for key in keys:
-            del self.dedup[key]
-        for id in [id for id, until in self.remembered.items() if until <= now]:
-            del self.remembered[id]
-        return len(done) + len(runs) + len(results) + len(keys)
-
-
-def matches(row: Row, where: MessageFilter, now: float) -> bool:
-    message = row.message
-    return (
-        (not where.ids or message.id in where.ids)
-        and (not where.queues or message.queue in where.queues)
-        and (not where.states or row.shown(now).word in where.states)
-        and (not where.tasks or message.task in where.tasks)
-        and (not where.run or (message.place is not None and message.place.run == where.run))
-        and (not where.group or message.group == where.group)
-        and (not where.error or (row.failure is not None and row.failure.type == where.error))
-        and (not where.sent_after or row.sent_at >= where.sent_after)
-        and (not where.sent_before or row.sent_at < where.sent_before)
-    )
+        keys = self.admission.drop(limit, now)
+        return len(done) + len(runs) + len(results) + keys

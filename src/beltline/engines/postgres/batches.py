@@ -12,9 +12,10 @@ from beltline.engines.postgres import wire
 
 Row = tuple[Any, ...]
 
-SEND = f"SELECT * FROM beltline.send({', '.join(['%s'] * 34)})"
-SETTLE = f"SELECT * FROM beltline.settle({', '.join(['%s'] * 52)})"
+SEND = f"SELECT * FROM beltline.send({', '.join(['%s'] * 35)})"
+SETTLE = f"SELECT * FROM beltline.settle({', '.join(['%s'] * 54)})"
 NOT_DECLARED, FULL = 10, 11
+_ADMISSIONS = {1: Admission.SAME_ID, 2: Admission.DEDUPLICATED, 3: Admission.REPLACED}
 
 
 class Parcel:
@@ -29,6 +30,7 @@ class Parcel:
         follow = wire.templates(gathers)
         queues, tasks, chains, columns = wire.sent([*once, *follow]) if once or follow else ("{}", "{}", "{}", wire.NOTHING_SENT)
         self.arguments: tuple[Any, ...] = (queues, tasks, chains, len(follow), *columns, *wire.opened(gathers, len(once) + 1))
+        self.arguments += (wire.flows([*once, *follow]),)
         self.queues = list({message.queue for message in messages})
 
     def refused(self, rows: Sequence[Row]) -> bool:
@@ -43,9 +45,7 @@ class Parcel:
                 raise QueueFull(queue=text, bound=int(number))
             if code == 12:
                 raise refusal(read_seal(text or None), "this database")
-            other[self._once[ord_ - 1].id] = Sent(
-                MessageId(id if isinstance(id, str) else id.hex), Admission.SAME_ID if code == 1 else Admission.DEDUPLICATED
-            )
+            other[self._once[ord_ - 1].id] = Sent(MessageId(id if isinstance(id, str) else id.hex), _ADMISSIONS[code])
         if not other and len(self._once) == len(self._messages):
             return [Sent(message.id) for message in self._messages]
         answers: list[Sent] = []

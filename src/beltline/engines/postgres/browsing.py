@@ -42,6 +42,7 @@ _PLACE = f"""LATERAL (
     SELECT 3 AS state, false AS blocked, queue, ended AS due, epoch, failed, lost, why, error, outcome, worker, started, ran, result, result_until
       FROM beltline.done WHERE id = {{id}}
     UNION ALL SELECT {_WAITING.format(state=1, blocked="false")} FROM beltline.ready WHERE id = {{id}}
+    UNION ALL SELECT {_WAITING.format(state=1, blocked="false")} FROM beltline.flow_ready WHERE id = {{id}}
     UNION ALL SELECT {_LIVE.format(state=2, blocked="false", due="due", why="NULL::text", worker="worker")} FROM beltline.lease WHERE id = {{id}}
     UNION ALL SELECT {_WAITING.format(state=0, blocked="false")} FROM beltline.delayed WHERE id = {{id}}
     UNION ALL SELECT {_WAITING.format(state="was", blocked="true")} FROM beltline.blocked WHERE id = {{id}}
@@ -64,6 +65,7 @@ _STANDS: dict[str, tuple[tuple[str, str], ...]] = {
     State.DONE.word: (("done", ""),),
     State.READY.word: (
         ("ready", ""),
+        ("flow_ready", ""),
         ("blocked", f"AND (o.was = 1 OR o.since <= {_NOW})"),
         ("delayed", f"AND o.since <= {_NOW}"),
         ("lease", f"AND o.due <= {_NOW}"),
@@ -104,7 +106,7 @@ async def queues(ask: Ask) -> list[QueueSpec]:
     return [_spec(spec) for (spec,) in await ask('SELECT spec FROM beltline.queue ORDER BY name COLLATE "C"', ())]
 
 
-COUNTS = f"""WITH {_TIME} SELECT q.paused, t.now, s.*, d.*, b.*, l.*, r.*, g.*
+COUNTS = f"""WITH {_TIME} SELECT q.paused, t.now, s.*, d.*, b.*, l.*, r.*, g.*, f.*
   FROM beltline.queue q CROSS JOIN t
   CROSS JOIN LATERAL (
     SELECT coalesce(sum(ready), 0)::bigint, coalesce(sum(delayed), 0)::bigint, coalesce(sum(leased), 0)::bigint,
@@ -116,6 +118,7 @@ COUNTS = f"""WITH {_TIME} SELECT q.paused, t.now, s.*, d.*, b.*, l.*, r.*, g.*
   CROSS JOIN LATERAL (SELECT count(*), min(due) FROM beltline.lease WHERE queue = q.n AND due <= t.now) l
   CROSS JOIN LATERAL (SELECT min(since) FROM (SELECT since FROM beltline.ready WHERE queue = q.n ORDER BY rank, seq LIMIT {LOOKED_AT}) first) r
   CROSS JOIN LATERAL (SELECT min(since) FROM beltline.blocked WHERE queue = q.n AND was = 1) g
+  LEFT JOIN LATERAL (SELECT * FROM beltline._flow_counts(t.now, q.n)) f ON q.gated
   WHERE q.name = %s"""
 
 
@@ -124,8 +127,11 @@ async def counts(ask: Ask, now: int | None, name: str) -> Counts:
     rows = await ask(COUNTS, (now, name))
     if not rows:
         raise await not_declared(ask, name)
-    [(paused, time, ready, delayed, leased, dead, done, parked, due, first_due, held, first_held, over, first_over, first, first_behind)] = rows
-    oldest = [ms for ms in (first_due, first_held, first_over, first, first_behind) if ms is not None]
+    [(paused, time, ready, delayed, leased, dead, done, parked, due, first_due, held, first_held, over, first_over, first, first_behind, *flow)] = (
+        rows
+    )
+    first_laned, behind_limits, snoozed, tripped, trying = flow
+    oldest = [ms for ms in (first_due, first_held, first_over, first, first_behind, first_laned) if ms is not None]
     return Counts(
         ready=ready + due + held + over,
         delayed=delayed - due - held,
@@ -135,6 +141,10 @@ async def counts(ask: Ask, now: int | None, name: str) -> Counts:
         parked=parked,
         oldest_ready_s=max(0.0, (time - min(oldest)) / 1000) if oldest else 0.0,
         paused=paused,
+        held=behind_limits or 0,
+        snoozed_until=_s(snoozed) if snoozed is not None and snoozed > time else 0.0,
+        tripped_until=_s(tripped) if tripped is not None and tripped > time else 0.0,
+        trying=bool(trying),
     )
 
 

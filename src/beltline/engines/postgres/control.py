@@ -11,6 +11,7 @@ import msgspec
 
 from beltline.core import limits
 from beltline.core.errors import NotFound, Refused, ValueInvalid
+from beltline.core.flow import check_switch, queue_limits
 from beltline.core.lifecycle import State
 from beltline.core.message import Receipt
 from beltline.core.names import MessageId, queue_name
@@ -28,7 +29,7 @@ _MOST = (1 << 31) - 1
 _spec = msgspec.msgpack.Decoder(QueueSpec).decode
 
 
-async def _call(ask: Ask, function: str, types: str, *values: object) -> tuple[tuple[Any, ...], str]:
+async def call(ask: Ask, function: str, types: str, *values: object) -> tuple[tuple[Any, ...], str]:
     """The one row of a function, and the woken. Each argument goes with its type: an array of nothing has none of its own."""
     arguments = ", ".join(f"%s::{type}" for type in types.split())
     [row] = await ask(f"SELECT f.*, current_setting('beltline.woken', true) FROM beltline.{function}({arguments}) AS f", values)
@@ -40,6 +41,9 @@ async def declare(ask: Ask, now: int | None, specs: Sequence[QueueSpec]) -> str:
     """Returns the woken. Raises NameInvalid, ValueInvalid."""
     for spec in specs:
         queue_name(spec.name)
+        if spec.kill_switch is not None:
+            check_switch(spec.kill_switch)
+        queue_limits(spec.limits)
         if spec.on_dead not in ("hold", "skip"):
             raise ValueInvalid(name="on_dead", value=spec.on_dead, allowed="hold or skip")
     while True:
@@ -47,7 +51,7 @@ async def declare(ask: Ask, now: int | None, specs: Sequence[QueueSpec]) -> str:
         changed = {spec.name: spec for spec in specs if known.get(spec.name) != spec}
         if not changed:
             return ""  # the usual case: every start of a worker declares what is declared already
-        (declared,), woken = await _call(ask, "declare", _DECLARE, now, seen, *as_columns([*changed.values()], [*(known | changed).values()]))
+        (declared,), woken = await call(ask, "declare", _DECLARE, now, seen, *as_columns([*changed.values()], [*(known | changed).values()]))
         if declared:
             return woken
 
@@ -63,10 +67,10 @@ async def declarations(ask: Ask) -> tuple[int, dict[str, QueueSpec]]:
 
 def as_columns(specs: Sequence[QueueSpec], everything: Sequence[QueueSpec]) -> tuple[str, ...]:
     """What `declare` gets behind p_seen: the queues to declare, and the feeds of all there will be."""
-    return (*_numbers(specs), *_feeds(everything))
+    return (*_numbers(specs), *_feeds(everything), wire.texts(map(_flow, specs)))
 
 
-_DECLARE = "bigint bigint text[] bytea[] float8[] float8[] float8[] bigint[] int[] boolean[] text[] text[] int[]"
+_DECLARE = "bigint bigint text[] bytea[] float8[] float8[] float8[] bigint[] int[] boolean[] text[] text[] int[] jsonb[]"
 
 
 def _numbers(specs: Sequence[QueueSpec]) -> tuple[str, ...]:
@@ -91,9 +95,16 @@ def _feeds(specs: Sequence[QueueSpec]) -> tuple[str, str, str]:
     )
 
 
+def _flow(spec: QueueSpec) -> str:
+    """Limits and kill switch of a queue, as `_flow_declare` reads them."""
+    switch = spec.kill_switch
+    rule = None if switch is None else [switch.share, switch.least, int(switch.window_s * 500), switch.pause_s, switch.tries]
+    return msgspec.json.encode({"l": spec.limits, "k": rule}).decode()
+
+
 async def pause(ask: Ask, now: int | None, name: str, paused: bool) -> str:
     """Or resume. Returns the woken. Raises QueueNotDeclared."""
-    (answer,), woken = await _call(ask, "pause", "bigint text boolean", now, wire.clean(name), paused)
+    (answer,), woken = await call(ask, "pause", "bigint text boolean", now, wire.clean(name), paused)
     if answer is None:
         raise await not_declared(ask, name)
     return woken
@@ -103,7 +114,7 @@ async def purge(ask: Ask, now: int | None, name: str) -> tuple[int, str]:
     """How many were ended, and the woken. Raises QueueNotDeclared."""
     total, before, more, every = 0, None, True, ""
     while more:
-        (count, more, before), woken = await _call(ask, "purge", "bigint text bigint int", now, wire.clean(name), before, PIECE)
+        (count, more, before), woken = await call(ask, "purge", "bigint text bigint int", now, wire.clean(name), before, PIECE)
         if count is None:
             raise await not_declared(ask, name)
         total += count
@@ -114,7 +125,7 @@ async def purge(ask: Ask, now: int | None, name: str) -> tuple[int, str]:
 # ---------------------------------------------------------------------------------------------------------------- messages
 async def cancel(ask: Ask, now: int | None, ids: Sequence[str], reason: str) -> tuple[list[State | None], str]:
     known = [id for id in ids if key_of(id) is not None]
-    (states,), woken = await _call(ask, "cancel", "bigint uuid[] text", now, wire.ids(known), wire.clean(reason))
+    (states,), woken = await call(ask, "cancel", "bigint uuid[] text", now, wire.ids(known), wire.clean(reason))
     answers = iter(states)
     return [None if key_of(id) is None or (state := next(answers)) is None else State(state) for id in ids], woken
 
@@ -135,7 +146,7 @@ def _receipts(receipts: Sequence[Receipt]) -> tuple[str, str]:
 
 
 async def hurry(ask: Ask, now: int | None, ids: Sequence[str]) -> tuple[int, str]:
-    (count,), woken = await _call(ask, "hurry", "bigint uuid[]", now, wire.ids(id for id in ids if key_of(id) is not None))
+    (count,), woken = await call(ask, "hurry", "bigint uuid[]", now, wire.ids(id for id in ids if key_of(id) is not None))
     return count, woken
 
 
@@ -163,7 +174,7 @@ async def redrive(ask: Ask, now: int | None, where: MessageFilter, limit: int, t
     goal = None if target is None else wire.clean(target)
     while len(moved) < limit:
         piece = min(limit - len(moved), PIECE)
-        (ids, after), woken = await _call(ask, "redrive", f"bigint {_WHERE} int text bigint", now, *_where(where), piece, goal, after)
+        (ids, after), woken = await call(ask, "redrive", f"bigint {_WHERE} int text bigint", now, *_where(where), piece, goal, after)
         if ids is None:
             raise await not_declared(ask, target or "")
         moved += ids
@@ -176,7 +187,7 @@ async def redrive(ask: Ask, now: int | None, where: MessageFilter, limit: int, t
 async def delete(ask: Ask, now: int | None, where: MessageFilter, limit: int) -> tuple[int, str]:
     total, more, every = 0, True, ""
     while more and total < limit:
-        (count, more), woken = await _call(ask, "delete_dead", f"bigint {_WHERE} int", now, *_where(where), min(limit - total, PIECE))
+        (count, more), woken = await call(ask, "delete_dead", f"bigint {_WHERE} int", now, *_where(where), min(limit - total, PIECE))
         total += count
         every += woken
     return total, every
@@ -186,7 +197,7 @@ async def edit(ask: Ask, now: int | None, id: str, body: bytes, max_body: int) -
     """Raises NotFound, Refused, BodyTooLarge."""
     state = None
     if key_of(id) is not None:
-        (state,), _ = await _call(ask, "edit", "bigint uuid bytea", now, id, body if len(body) <= max_body else None)
+        (state,), _ = await call(ask, "edit", "bigint uuid bytea", now, id, body if len(body) <= max_body else None)
     if state is None:
         raise NotFound(kind="message", name=id)
     if state >= 0:
@@ -198,7 +209,7 @@ async def cancel_run(ask: Ask, now: int | None, id: str, reason: str) -> str:
     """Returns the woken. Raises NotFound."""
     found, woken = False, ""
     if key_of(id) is not None:
-        (found,), woken = await _call(ask, "cancel_run", "bigint uuid text", now, id, wire.clean(reason))
+        (found,), woken = await call(ask, "cancel_run", "bigint uuid text", now, id, wire.clean(reason))
     if not found:
         raise NotFound(kind="run", name=id)
     return woken
@@ -209,25 +220,26 @@ async def progress(ask: Ask, notes: Sequence[tuple[Receipt, bytes]]) -> list[Set
     if not notes:
         return []
     receipts = _receipts([receipt for receipt, _ in notes])
-    (held,), _ = await _call(ask, "progress", "uuid[] int[] bytea[]", *receipts, wire.blobs(value for _, value in notes))
+    (held,), _ = await call(ask, "progress", "uuid[] int[] bytea[]", *receipts, wire.blobs(value for _, value in notes))
     return [Settled.DONE if done else Settled.LEASE_LOST for done in held]
 
 
 async def beat(ask: Ask, now: int | None, worker: WorkerView) -> None:
-    await _call(ask, "beat", "bigint text bytea", now, wire.clean(worker.id), msgspec.msgpack.encode(worker))
+    serves = worker.state == "up", wire.texts(worker.queues)
+    await call(ask, "beat", "bigint text bytea boolean text[]", now, wire.clean(worker.id), msgspec.msgpack.encode(worker), *serves)
 
 
 async def forget(ask: Ask, now: int | None, worker: str) -> None:
-    await _call(ask, "forget", "bigint text", now, wire.clean(worker))
+    await call(ask, "forget", "bigint text", now, wire.clean(worker))
 
 
 # ------------------------------------------------------------------------------------------------------------------ upkeep
 async def sweep(ask: Ask, now: int | None) -> tuple[int, str]:
     """How many messages moved, and the woken."""
-    (queues,), _ = await _call(ask, "to_sweep", "bigint", now)
+    (queues,), _ = await call(ask, "to_sweep", "bigint", now)
     total, every = 0, ""
     for queue in queues:
-        (count,), woken = await _call(ask, "sweep", "bigint int", now, queue)
+        (count,), woken = await call(ask, "sweep", "bigint int", now, queue)
         total += count
         every += woken
     return total, every
@@ -237,7 +249,7 @@ async def retain(ask: Ask, now: int | None, history_ms: int, limit: int) -> int:
     """How many messages, runs, results and keys were dropped, at most `limit` of each."""
     total, more = 0, True
     while more and limit > 0:
-        (count, more), _ = await _call(ask, "retain", "bigint bigint int", now, history_ms, min(limit, RETAINED))
+        (count, more), _ = await call(ask, "retain", "bigint bigint int", now, history_ms, min(limit, RETAINED))
         total += count
         limit -= RETAINED
     return total
@@ -245,5 +257,5 @@ async def retain(ask: Ask, now: int | None, history_ms: int, limit: int) -> int:
 
 async def rollup(ask: Ask, now: int | None) -> int:
     """Rows of counters summed up; 0 if somebody else is at it."""
-    (count,), _ = await _call(ask, "rollup", "bigint", now)
+    (count,), _ = await call(ask, "rollup", "bigint", now)
     return int(count)

@@ -12,15 +12,35 @@ import psycopg
 
 from beltline.core import limits
 from beltline.core.errors import BodyTooLarge, NameInvalid, ValueInvalid
+from beltline.core.flow import Limit
 from beltline.core.lifecycle import State
 from beltline.core.limits import MAX_LEASE_S
 from beltline.core.message import Delivery, Gather, Message, Receipt
 from beltline.core.names import MessageId, QueueName, RunId, WorkerId
 from beltline.core.outcome import Ack, Release, Sent, Settled, Settlement
 from beltline.core.queues import Counts, QueueSpec
-from beltline.core.views import GatherView, MessageFilter, MessageView, Page, Remark, ResultView, RunCounts, RunView, SchemaView, WorkerView
+from beltline.core.scaling import Decision, Size, check_range
+from beltline.core.schedule import Schedule, Step, Stepped
+from beltline.core.views import (
+    BucketView,
+    DueSchedules,
+    GatherView,
+    LimitView,
+    MessageFilter,
+    MessageView,
+    Page,
+    Remark,
+    ResultView,
+    RunCounts,
+    RunView,
+    ScheduleView,
+    SchemaView,
+    Standing,
+    WorkerView,
+)
 from beltline.engines.moving import MovedPage, Seal, Section
-from beltline.engines.postgres import browsing, control, inspection, moving, schema, trouble, wire
+from beltline.engines.postgres import browsing, control, fleets, inspection, moving, schedules, schema, trouble, wire
+from beltline.engines.postgres import limits as limiting
 from beltline.engines.postgres.batches import SEND, SETTLE, Batch, Parcel
 from beltline.engines.postgres.desk import Connection, Desk, Row
 from beltline.engines.postgres.hints import ENDED, EVERYTHING
@@ -232,6 +252,76 @@ class PostgresEngine(Session):
 
     async def workers(self) -> list[WorkerView]:
         return await browsing.workers(self._ask, self.now_ms)
+
+    # ---------------------------------------------------------------------------------------------------------- Sizes
+    async def sizes(self) -> list[Size]:
+        return await fleets.sizes(self._ask)
+
+    async def set_size(self, queue: QueueName, *, turn: int, slots: int, state: bytes, log: Decision | None = None) -> bool:
+        return await fleets.set_size(self._ask, self.now_ms, queue, turn, slots, state, log)
+
+    async def set_range(self, queue: QueueName, least: int, most: int) -> None:
+        check_range(least, most)
+        await fleets.set_range(self._ask, self.now_ms, queue, least, most)
+
+    async def clear_range(self, queue: QueueName) -> None:
+        await fleets.set_range(self._ask, self.now_ms, queue, None, None)
+
+    async def decisions(self, queue: QueueName | None = None, *, limit: int = 100) -> list[Decision]:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        return await fleets.decisions(self._ask, queue, limit)
+
+    # ------------------------------------------------------------------------------------------------------- Schedules
+    async def put_schedules(self, specs: Sequence[Schedule], *, origin: str, owner: str = "", replace: bool = True) -> list[bool]:
+        return await schedules.put(self._ask, self.now_ms, specs, origin, owner, replace)
+
+    async def schedules(self, *, limit: int = 1000, after: str = "") -> list[ScheduleView]:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        return await schedules.schedules(self._ask, limit, after)
+
+    async def schedule(self, name: str) -> ScheduleView:
+        return await schedules.schedule(self._ask, name)
+
+    async def pause_schedule(self, name: str, paused: bool) -> ScheduleView:
+        return await schedules.pause(self._ask, self.now_ms, name, paused)
+
+    async def remove_schedule(self, name: str) -> None:
+        await schedules.remove(self._ask, self.now_ms, name)
+
+    async def due_schedules(self, *, limit: int = 100) -> DueSchedules:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        return await schedules.due(self._ask, self.now_ms, limit)
+
+    async def step_schedules(self, steps: Sequence[Step]) -> list[Stepped]:
+        for step in steps:
+            self._check_messages(step.messages)
+        answers = await schedules.step(self._ask, self.now_ms, steps)
+        self._hint([*{message.queue for step in steps for message in step.messages}])
+        return answers
+
+    # ------------------------------------------------------------------------------------------------- Limits, Explain
+    async def declare_limits(self, given: Sequence[Limit]) -> None:
+        self._stir(await limiting.put(self._ask, self.now_ms, given, operator=False))
+
+    async def set_limit(self, limit: Limit) -> None:
+        self._stir(await limiting.put(self._ask, self.now_ms, [limit], operator=True))
+
+    async def reset_limit(self, name: str) -> None:
+        self._stir(await limiting.reset(self._ask, self.now_ms, name))
+
+    async def limits(self) -> list[LimitView]:
+        return await limiting.limits(self._ask, self.now_ms)
+
+    async def buckets(self, name: str, *, limit: int = 100) -> list[BucketView]:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        return await limiting.buckets(self._ask, self.now_ms, name, limit)
+
+    async def snooze(self, queue: QueueName, *, seconds: float) -> float:
+        ms = wire.ceil_ms(limits.seconds("seconds", seconds, most=limits.MAX_DELAY_S))
+        return await limiting.snooze(self._ask, self.now_ms, queue, ms)
+
+    async def standing(self, id: MessageId) -> Standing:
+        return await limiting.standing(self._ask, self.now_ms, id)
 
     # ------------------------------------------------------------------------------------------------------ Migratable
     async def schema(self) -> SchemaView:

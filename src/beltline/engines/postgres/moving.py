@@ -24,8 +24,9 @@ from beltline.engines.moving import (
     Section,
     read_seal,
 )
-from beltline.engines.postgres import control, wire
+from beltline.engines.postgres import control, limits, schedules, wire
 from beltline.engines.postgres.browsing import Ask
+from beltline.engines.rows import message as as_message
 from beltline.engines.rows import place_of, priority_of
 
 _spec = msgspec.msgpack.Decoder(QueueSpec).decode
@@ -68,7 +69,8 @@ async def leased(ask: Ask, now: int | None) -> int:
 
 async def empty(ask: Ask) -> bool:
     [[found]] = await ask(
-        "SELECT EXISTS(SELECT FROM beltline.body) OR EXISTS(SELECT FROM beltline.known) OR EXISTS(SELECT FROM beltline.run) OR EXISTS(SELECT FROM beltline.dedup)",
+        "SELECT EXISTS(SELECT FROM beltline.body) OR EXISTS(SELECT FROM beltline.known) OR EXISTS(SELECT FROM beltline.run) OR EXISTS(SELECT FROM beltline.dedup)"
+        " OR EXISTS(SELECT FROM beltline.schedule)",
         (),
     )
     return not found
@@ -167,6 +169,8 @@ _TAKE: dict[Section, Callable[[Ask, str, int], Awaitable[MovedPage]]] = {
     Section.MESSAGES: _messages,
     Section.KEYS: _keys,
     Section.KNOWN: _known,
+    Section.SCHEDULES: schedules.take,
+    Section.LIMITS: limits.take,
 }
 
 
@@ -182,12 +186,16 @@ async def put(ask: Ask, now: int | None, page: MovedPage, before: Seal, after: S
         case Section.GATHERS:
             return await _call(ask, "put_gathers", before, after, *_of_gathers(things))
         case Section.MESSAGES:
-            return await _call(ask, "put_messages", before, after, *_of_messages(things), *_of_attempts(things))
+            return await _call(ask, "put_messages", before, after, *_of_messages(things), *_of_attempts(things), _flows(things))
         case Section.KEYS:
             keys = (wire.texts(t.queue for t in things), wire.blobs(wire.key(t.key) for t in things), wire.ids(t.id for t in things))
             return await _call(ask, "put_keys", before, after, *keys, wire.numbers(t.until for t in things))
         case Section.KNOWN:
             return await _call(ask, "put_known", before, after, wire.ids(t.id for t in things), wire.numbers(t.ended for t in things))
+        case Section.SCHEDULES:
+            return await _call(ask, "put_moved_schedules", before, after, *schedules.as_columns(things))
+        case Section.LIMITS:
+            return await _call(ask, "put_moved_limits", before, after, *limits.as_columns(things))
         case Section.END:
             return await set_seal(ask, before, after)
 
@@ -204,7 +212,7 @@ async def _declared(ask: Ask, now: int | None, page: MovedPage) -> tuple[Any, ..
     specs = {queue.name: _spec(queue.spec) for queue in queues}
     declared = control.as_columns([*specs.values()], [*(known | specs).values()])
     counted = (wire.numbers(queue.paused for queue in queues), wire.numbers(queue.done for queue in queues))
-    return (now, seen, *declared, *counted, page.hand_outs, page.next_seq)
+    return (now, seen, *declared[:-1], *counted, page.hand_outs, page.next_seq, declared[-1])
 
 
 def _of_runs(runs: Sequence[MovedRun]) -> tuple[Any, ...]:
@@ -241,6 +249,7 @@ def _of_gathers(moved: Sequence[MovedGather]) -> tuple[Any, ...]:
         wire.numbers(part for _, part, _, _ in parts),
         wire.numbers(dead for _, _, dead, _ in parts),
         wire.blobs(value for _, _, _, value in parts),
+        wire.flows(follow, handed_on=True),
     )
 
 
@@ -280,6 +289,10 @@ def _of_messages(messages: Sequence[MovedMessage]) -> tuple[Any, ...]:
         wire.texts(m.asked for m in messages),
         wire.blobs(m.progress for m in messages),
     )
+
+
+def _flows(messages: Sequence[MovedMessage]) -> str | None:
+    return wire.flows([as_message(m.id, m.queue, m.task, m.head, b"") for m in messages])
 
 
 def _of_attempts(messages: Sequence[MovedMessage]) -> tuple[Any, ...]:

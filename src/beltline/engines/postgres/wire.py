@@ -5,6 +5,7 @@ A column that holds nothing but defaults is NULL as a whole. Names that repeat (
 
 import math
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from typing import Any, LiteralString
 
 import msgspec
@@ -12,9 +13,10 @@ import msgspec
 from beltline.core import limits
 from beltline.core.chain import gathered
 from beltline.core.errors import NameInvalid, ValueInvalid
+from beltline.core.flow import Flow, Unique, check_flow, turn_cost
 from beltline.core.message import Gather, Message
 from beltline.core.outcome import Ack, DeadLetter, Ended, Release, RetryAfter, Settlement
-from beltline.engines.rows import PLAIN, encode_head, fields, key_of
+from beltline.engines.rows import PLAIN, encode_head, fields, key_of, pack
 
 Column = str | None
 FOREVER_S = 1e12  # a float of seconds beyond it is no date; whole milliseconds of it still fit 64 bits
@@ -139,6 +141,50 @@ def sent(messages: Sequence[Message], *, handed_on: bool = False) -> tuple[str, 
     return queues, tasks, chains, columns
 
 
+def flows(messages: Sequence[Message], *, handed_on: bool = False) -> Column:
+    """The column p_flow: what flow control looks at, as JSON (sql/flow.sql). `handed_on`: unique keys mean nothing. Raises NameInvalid, ValueInvalid."""
+    if all(message.flow is None for message in messages):
+        return None
+    return some([_flow(message, handed_on) for message in messages], texts)
+
+
+def _flow(message: Message, handed_on: bool) -> str | None:
+    flow = message.flow
+    if flow is None:
+        return None
+    check_flow(flow)
+    told: dict[str, Any] = {}
+    if flow.tenant:
+        told["t"] = flow.tenant
+    if flow.sticky:
+        told["s"] = flow.sticky
+    if flow.claims:
+        told["c"] = [[claim.limit, claim.key, float(claim.cost)] for claim in flow.claims]
+    if told:
+        told["w"] = turn_cost(flow.weight)
+        told["k"] = _digest(flow, message.priority)
+    if flow.unique is not None and not handed_on:
+        told["u"] = _unique(message, flow.unique)
+    return msgspec.json.encode(told).decode() if told else None
+
+
+def _digest(flow: Flow, priority: int) -> str:
+    """What tells one lane of a queue from another, 32 bytes in hex."""
+    name = (flow.tenant, flow.sticky, [(claim.limit, claim.key) for claim in flow.claims], priority)
+    return sha256(pack(name)).hexdigest()
+
+
+def _unique(message: Message, unique: Unique) -> list[Any]:
+    """The last four are the packed envelope in parts: what a replacement brings, and what it leaves (sql/flow_unique.sql)."""
+    head = fields(message)[4:]
+    parts = [b"".join(map(pack, part)).hex() for part in (head[:1], head[1:8], head[8:10], head[10:])]
+    return [unique.key, unique.states, _window(unique.window_s), unique.replace, _window(unique.most_s), *parts]
+
+
+def _window(seconds: float) -> int | None:
+    return ceil_ms(seconds) if seconds < FOREVER_S else None
+
+
 def opened(gathers: Sequence[Gather], first_template: int) -> tuple[Any, ...]:
     """The twelve columns from g_id to g_suffix. `first_template`: place, from 1, of the first gather's message among the items; they follow in order."""
     if not gathers:
@@ -178,10 +224,13 @@ def templates(gathers: Iterable[Gather]) -> list[Message]:
 class Ends:
     """A batch of settlements as the arguments of `settle` behind p_guest. Raises ValueInvalid."""
 
+    _then: list[Message]
+
     def __init__(self, settlements: Sequence[Settlement]) -> None:
         self.settlements = settlements
         plain = all(type(settlement.outcome) is Ack for settlement in settlements)
-        self.arguments: tuple[Any, ...] = (*self._receipts(), *self._ends(plain), *self._follow())
+        self.arguments: tuple[Any, ...] = (*self._receipts(), *self._ends(plain), *self._follow(), self._snoozes(plain))
+        self.arguments += (flows(self._then, handed_on=True),)
 
     def _receipts(self) -> tuple[Any, ...]:
         return (
@@ -221,6 +270,12 @@ class Ends:
             blobs(failure),
         )
 
+    def _snoozes(self, plain: bool) -> Column:
+        if plain:
+            return None
+        snoozes = [settlement.outcome.queue_s if isinstance(settlement.outcome, Release) else 0.0 for settlement in self.settlements]
+        return some([ceil_ms(limits.seconds("queue_s", queue_s, most=limits.MAX_DELAY_S)) or None for queue_s in snoozes])
+
     def _follow(self) -> tuple[Any, ...]:
         """c_parent to g_suffix: who carries on whose part, the messages, the gathers."""
         carried: list[tuple[int, str, int]] = []
@@ -240,6 +295,7 @@ class Ends:
                 if message.place is not None:
                     carried += [(place, part.gather, part.index) for part in message.place.parts]
             carried += [(place, gather.outer.gather, gather.outer.index) for gather in ack.gathers if gather.outer is not None]
+        self._then = [*messages, *templates(gathers)]
         if not messages and not gathers:
             return (None, None, None, "{}", "{}", "{}", 0, None, *NOTHING_SENT, None, *NOTHING_OPENED)
         follow = templates(gathers)

@@ -27,6 +27,7 @@ from beltline.core.views import (
     WorkerView,
 )
 from beltline.engines.rows import key_of, message
+from beltline.engines.sqlite import flow
 from beltline.engines.sqlite.control import conditions_of
 from beltline.engines.sqlite.endings import ATTEMPTS_KEPT
 from beltline.engines.sqlite.ledger import CHAIN, Ledger
@@ -38,6 +39,7 @@ LOOKED_AT = 1000  # ready messages among which the oldest is looked for; the fir
 
 DUE = "SELECT count(*), min(due) FROM message INDEXED BY message_delayed WHERE queue = ? AND state = 0 AND due <= ?"
 OVER = "SELECT count(*), min(due) FROM message INDEXED BY message_leased WHERE queue = ? AND state = 2 AND due <= ?"
+OLDEST_IN_LANES = "SELECT min(due) FROM message INDEXED BY message_in_lanes WHERE queue = ? AND state = 1 AND lane IS NOT NULL"
 _failure = msgspec.msgpack.Decoder(Failure).decode
 _gather = msgspec.msgpack.Decoder(Gather).decode
 _worker = msgspec.msgpack.Decoder(WorkerView).decode
@@ -64,7 +66,9 @@ def counts(tx: Ledger, name: str) -> Counts:
     """Exact, from the counters and the few rows that time alone has moved. Raises QueueNotDeclared."""
     queue = tx.queue(name)
     n, now, sql = queue.n, tx.now, tx.sql
-    ready, delayed, leased, dead, done, parked = sql("SELECT ready, delayed, leased, dead, done, parked FROM tally WHERE queue = ?", (n,)).get
+    ready, delayed, leased, dead, done, parked, flows = sql(
+        "SELECT ready, delayed, leased, dead, done, parked, flow FROM tally WHERE queue = ?", (n,)
+    ).get
     due, first_due = sql(DUE, (n, now)).get
     over, first_over = sql(
         "SELECT count(*), min(due) FROM message INDEXED BY message_leased WHERE queue = ? AND state = 2 AND due <= ?", (n, now)
@@ -72,10 +76,14 @@ def counts(tx: Ledger, name: str) -> Counts:
     oldest = [ms for ms in (first_due, first_over) if ms is not None]
     if ready:
         for blocked in (0, 1):
-            rows = "SELECT due FROM message INDEXED BY message_ready WHERE queue = ? AND state = 1 AND blocked = ? ORDER BY rank, seq LIMIT ?"
+            rows = "SELECT due FROM message INDEXED BY message_ready WHERE queue = ? AND state = 1 AND blocked = ? AND lane IS NULL ORDER BY rank, seq LIMIT ?"
             waiting = sql(f"SELECT min(due) FROM ({rows})", (n, blocked, LOOKED_AT)).get
             if waiting is not None:
                 oldest.append(waiting)
+        waiting = sql(OLDEST_IN_LANES, (n,)).get if flows else None
+        if waiting is not None:
+            oldest.append(waiting)
+    shape = tx.flow.shape(n) if flows else None
     return Counts(
         ready=ready + due + over,
         delayed=delayed - due,
@@ -85,6 +93,10 @@ def counts(tx: Ledger, name: str) -> Counts:
         parked=parked,
         oldest_ready_s=max(0.0, (now - min(oldest)) / 1000) if oldest else 0.0,
         paused=queue.paused,
+        held=flow.held(tx, n) if shape is not None else 0,
+        snoozed_until=shape.snoozed / 1000 if shape is not None and shape.snoozed > now else 0.0,
+        tripped_until=shape.switch.tripped / 1000 if shape is not None and shape.switch.tripped > now else 0.0,
+        trying=shape is not None and shape.switch.trying,
     )
 
 
@@ -300,7 +312,9 @@ def workers(tx: Ledger) -> list[WorkerView]:
 
 def beat(tx: Ledger, worker: WorkerView) -> None:
     tx.sql("INSERT OR REPLACE INTO worker(id, seen, data) VALUES(?, ?, ?)", (worker.id, tx.now, msgspec.msgpack.encode(worker)))
+    tx.flow.workers = None
 
 
 def forget(tx: Ledger, worker: str) -> None:
     tx.sql("DELETE FROM worker WHERE id = ?", (worker,))
+    tx.flow.workers = None

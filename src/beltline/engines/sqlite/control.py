@@ -6,19 +6,21 @@ import msgspec
 
 from beltline.core import limits
 from beltline.core.errors import NotFound, Refused, ValueInvalid
+from beltline.core.flow import check_switch, queue_limits
 from beltline.core.lifecycle import State
 from beltline.core.names import MessageId, queue_name
 from beltline.core.outcome import Ended
 from beltline.core.queues import QueueSpec
 from beltline.core.views import MessageFilter
-from beltline.engines.rows import key_of
+from beltline.engines.rows import flow_of, key_of
 from beltline.engines.sqlite import lanes
 from beltline.engines.sqlite.endings import drop, end, give_up, moved, note, revived, unask
 from beltline.engines.sqlite.facts import Fact, by_id, current, select
-from beltline.engines.sqlite.ledger import TASK, Ledger
+from beltline.engines.sqlite.ledger import TASK, Ledger, Queue
 from beltline.engines.sqlite.runbook import CANCELLED, DEAD, RUNNING
 from beltline.engines.sqlite.schema import INLINE_BYTES
 from beltline.engines.sqlite.storing import rank_ms
+from beltline.engines.sqlite.switch import Switch
 from beltline.engines.sqlite.times import ceil_ms
 
 PIECE = 2000  # messages per transaction of a verb that may touch millions
@@ -29,18 +31,24 @@ def declare(tx: Ledger, specs: Iterable[QueueSpec]) -> None:
     specs = list(specs)
     for spec in specs:
         queue_name(spec.name)
+        if spec.kill_switch is not None:
+            check_switch(spec.kill_switch)
+        queue_limits(spec.limits)
         if spec.on_dead not in ("hold", "skip"):
             raise ValueInvalid(name="on_dead", value=spec.on_dead, allowed="hold or skip")
     changed = {spec.name: spec for spec in specs if spec.name not in tx.by_name or tx.by_name[spec.name].spec != spec}
     if not changed:
         return  # the usual case: every start of a worker declares what is declared already
+    aged = [name for name, spec in changed.items() if name in tx.by_name and tx.by_name[name].spec.ageing_s != spec.ageing_s]
     turned = [tx.by_name[name].n for name, spec in changed.items() if name in tx.by_name and tx.by_name[name].spec.on_dead != spec.on_dead]
     for spec in changed.values():
         data = msgspec.msgpack.encode(spec)
         n = tx.sql("INSERT INTO queue(name, spec) VALUES(?1, ?2) ON CONFLICT(name) DO UPDATE SET spec = ?2 RETURNING n", (spec.name, data)).get
-        tx.sql("INSERT OR IGNORE INTO tally VALUES(?, 0, 0, 0, 0, 0, 0, ?)", (n, tx.now))
+        tx.sql("INSERT OR IGNORE INTO tally VALUES(?, 0, 0, 0, 0, 0, 0, ?, 0)", (n, tx.now))
     tx.changed_queues()
     tx.woken.update(tx.by_number)  # a bound may have been lifted
+    for name in aged:
+        tx.flow.replace_all(tx.by_name[name].n)
     for n in turned:
         groups = "SELECT DISTINCT group_key FROM message WHERE queue = ? AND group_key IS NOT NULL AND state <> 3 AND state <> 5"
         for (group,) in tx.sql(groups, (n,)).fetchall():
@@ -52,6 +60,10 @@ def pause(tx: Ledger, name: str, paused: bool) -> None:
     if queue.paused != paused:
         tx.sql("UPDATE queue SET paused = ? WHERE n = ?", (paused, queue.n))
         tx.changed_queues()
+    if not paused and tx.tally(queue.n).flow:
+        shape = tx.flow.shape(queue.n)
+        shape.snoozed, shape.switch = 0, Switch()
+        tx.flow.change(shape)
     tx.woken.add(queue.n)
 
 
@@ -102,10 +114,11 @@ def redrive(tx: Ledger, where: MessageFilter, limit: int, target: str | None, af
         revived(tx, fact)
         tx.tally(before.n).add(State.DEAD, -1)
         tx.tally(queue.n).add(State.READY, 1)
+        lane = _other_lane(tx, fact, before, queue)
         # In a group it stands behind first; `reorder` lets the right one stand in the queue.
         tx.sql(
-            "UPDATE message SET state = 1, queue = ?1, due = ?2, since = ?2, rank = ?3, failed = 0, lost = 0, why = NULL, blocked = ?4 WHERE seq = ?5",
-            (queue.n, tx.now, rank_ms(queue, tx.now, fact.priority), fact.group is not None, fact.seq),
+            "UPDATE message SET state = 1, queue = ?1, due = ?2, since = ?2, rank = ?3, failed = 0, lost = 0, why = NULL, blocked = ?4, lane = ?5 WHERE seq = ?6",
+            (queue.n, tx.now, rank_ms(queue, tx.now, fact.priority), fact.group is not None, lane, fact.seq),
         )
         fact.state = State.READY
         unask(tx, fact.seq)
@@ -118,6 +131,19 @@ def redrive(tx: Ledger, where: MessageFilter, limit: int, target: str | None, af
             tx.note("redrive", fact.key, queue.n, fact.epoch, fact.run)
         moved_ids.append(fact.id)
     return moved_ids, facts[-1].seq if len(facts) == limit else 0
+
+
+def _other_lane(tx: Ledger, fact: Fact, before: Queue, queue: Queue) -> int | None:
+    """The lane in which a dead message stands from now on."""
+    if fact.lane is None:
+        return None
+    flow = flow_of(fact.head)
+    assert flow is not None
+    old = tx.flow.lane(fact.lane)
+    lane = old if queue is before else tx.flow.lane_of(queue.n, flow, fact.priority)
+    tx.flow.count(old, State.DEAD, -1)
+    tx.flow.count(lane, State.READY, 1)
+    return int(lane.n)
 
 
 def delete(tx: Ledger, where: MessageFilter, limit: int) -> int:
@@ -195,7 +221,7 @@ def purge(tx: Ledger, name: str, before: int) -> tuple[int, bool]:
     """End up to PIECE messages of the queue that were sent before place `before`. Returns how many, and whether there may be more."""
     queue = tx.queue(name)
     facts: list[Fact] = []
-    for index, state in (("message_delayed", 0), ("message_ready", 1), ("message_dead", 4)):
+    for index, state in (("message_delayed", 0), ("message_ready", 1), ("message_in_lanes", 1), ("message_dead", 4)):
         if len(facts) < PIECE:
             facts += select(tx, purge_of(index, state), (queue.n, before, PIECE - len(facts)))
     expired = "INDEXED BY message_leased WHERE queue = ? AND state = 2 AND due <= ? AND seq < ? LIMIT ?"
@@ -208,4 +234,5 @@ def purge(tx: Ledger, name: str, before: int) -> tuple[int, bool]:
 
 
 def purge_of(index: str, state: int) -> str:
-    return f"INDEXED BY {index} WHERE queue = ? AND state = {state} AND seq < ? LIMIT ?"
+    lane = {"message_ready": "AND lane IS NULL", "message_in_lanes": "AND lane IS NOT NULL"}.get(index, "")
+    return f"INDEXED BY {index} WHERE queue = ? AND state = {state} {lane} AND seq < ? LIMIT ?"

@@ -55,6 +55,9 @@ def moved(tx: Ledger, fact: Fact, state: State) -> None:
     tally.add(state, 1)
     if fact.why == PARKED and fact.state < State.LEASED:
         tally.parked -= 1
+    queue = tx.by_number[fact.queue]
+    if fact.lane is not None or queue.limited:
+        tx.flow.moved(fact.lane, fact.seq, fact.state, state, queue.spec.limits)
     fact.state = state
     if state > State.LEASED:
         tx.finished = True

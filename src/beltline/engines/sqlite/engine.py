@@ -17,20 +17,39 @@ from beltline.core import limits
 from beltline.core.capabilities import Capabilities, Durability
 from beltline.core.clock import Clock
 from beltline.core.errors import BodyTooLarge, HandleMisused, NameInvalid, ValueInvalid
+from beltline.core.flow import Limit
 from beltline.core.lifecycle import State
 from beltline.core.limits import MAX_BODY_BYTES, MAX_LEASE_S
 from beltline.core.message import Delivery, Gather, Message, Receipt
 from beltline.core.names import MessageId, QueueName, RunId, WorkerId
 from beltline.core.outcome import Release, Sent, Settled, Settlement
 from beltline.core.queues import Counts, QueueSpec
-from beltline.core.views import GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, SchemaView, WorkerView
+from beltline.core.scaling import Decision, Size, check_range
+from beltline.core.schedule import Schedule, Step, Stepped
+from beltline.core.views import (
+    BucketView,
+    DueSchedules,
+    GatherView,
+    LimitView,
+    MessageFilter,
+    MessageView,
+    Page,
+    ResultView,
+    RunCounts,
+    RunView,
+    ScheduleView,
+    SchemaView,
+    Standing,
+    WorkerView,
+)
 from beltline.engines.moving import Level, MovedPage, Seal, Section
-from beltline.engines.sqlite import browsing, control, moving, place, schema, settling, upkeep
+from beltline.engines.sqlite import browsing, control, fleets, flow, moving, place, schedules, schema, settling, upkeep
 from beltline.engines.sqlite.ledger import Ledger
 from beltline.engines.sqlite.operations import Chore, Operation, Wait
 from beltline.engines.sqlite.reader import Look, Reader
 from beltline.engines.sqlite.receiving import receive
 from beltline.engines.sqlite.sending import send
+from beltline.engines.sqlite.standing import standing
 from beltline.engines.sqlite.times import Ratchet, WallClock, ceil_ms
 from beltline.engines.sqlite.transactions import AsyncSqliteTransaction, Desks, SqliteTransaction, checked, refuse_holding, send_in
 from beltline.engines.sqlite.writer import Writer
@@ -362,6 +381,32 @@ class SqliteEngine:
     async def workers(self) -> list[WorkerView]:
         return await self._read(browsing.workers)
 
+    # ------------------------------------------------------------------------------------------------------- Schedules
+    async def put_schedules(self, specs: Sequence[Schedule], *, origin: str, owner: str = "", replace: bool = True) -> list[bool]:
+        return await self._write(lambda tx: schedules.put(tx, specs, origin, owner, replace))
+
+    async def schedules(self, *, limit: int = 1000, after: str = "") -> list[ScheduleView]:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        return await self._read(lambda tx: schedules.schedules(tx, limit, after))
+
+    async def schedule(self, name: str) -> ScheduleView:
+        return await self._read(lambda tx: schedules.schedule(tx, name))
+
+    async def pause_schedule(self, name: str, paused: bool) -> ScheduleView:
+        return await self._write(lambda tx: schedules.pause(tx, name, paused))
+
+    async def remove_schedule(self, name: str) -> None:
+        await self._write(lambda tx: schedules.remove(tx, name))
+
+    async def due_schedules(self, *, limit: int = 100) -> DueSchedules:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        return await self._read(lambda tx: schedules.due(tx, limit))
+
+    async def step_schedules(self, steps: Sequence[Step]) -> list[Stepped]:
+        for step in steps:
+            self._check(step.messages)
+        return await self._write(lambda tx: schedules.step(tx, steps))
+
     # --------------------------------------------------------------------------------------------------- Transactional
     def send_with(self, connection: Any, messages: Sequence[Message], *, gathers: Sequence[Gather] = ()) -> list[Sent]:
         """`connection`: an apsw.Connection to this very file, in an open transaction."""
@@ -400,6 +445,49 @@ class SqliteEngine:
         limits.integer("limit", limit, least=1, most=sys.maxsize)
         history_ms = ceil_ms(min(limits.seconds("history_s", history_s), 1e12))
         return await self._write(lambda tx: upkeep.retain(tx, history_ms, limit))
+
+    # ---------------------------------------------------------------------------------------------------------- Sizes
+    async def sizes(self) -> list[Size]:
+        return await self._read(fleets.sizes)
+
+    async def set_size(self, queue: QueueName, *, turn: int, slots: int, state: bytes, log: Decision | None = None) -> bool:
+        return await self._write(lambda tx: fleets.set_size(tx, queue, turn, slots, state, log))
+
+    async def set_range(self, queue: QueueName, least: int, most: int) -> None:
+        check_range(least, most)
+        await self._write(lambda tx: fleets.set_range(tx, queue, least, most))
+
+    async def clear_range(self, queue: QueueName) -> None:
+        await self._write(lambda tx: fleets.clear_range(tx, queue))
+
+    async def decisions(self, queue: QueueName | None = None, *, limit: int = 100) -> list[Decision]:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        return await self._read(lambda tx: fleets.decisions(tx, queue, limit))
+
+    # ------------------------------------------------------------------------------------------------- Limits, Explain
+    async def declare_limits(self, given: Sequence[Limit]) -> None:
+        await self._write(lambda tx: flow.declare(tx, given))
+
+    async def set_limit(self, limit: Limit) -> None:
+        await self._write(lambda tx: flow.give(tx, limit))
+
+    async def reset_limit(self, name: str) -> None:
+        await self._write(lambda tx: flow.reset(tx, name))
+
+    async def limits(self) -> list[LimitView]:
+        return await self._read(flow.limits)
+
+    async def buckets(self, name: str, *, limit: int = 100) -> list[BucketView]:
+        limits.integer("limit", limit, least=1, most=sys.maxsize)
+        return await self._read(lambda tx: flow.buckets(tx, name, limit))
+
+    async def snooze(self, queue: QueueName, *, seconds: float) -> float:
+        limits.seconds("seconds", seconds, most=limits.MAX_DELAY_S)
+        return await self._write(lambda tx: flow.snooze(tx, tx.queue(queue), seconds))
+
+    async def standing(self, id: MessageId) -> Standing:
+        stalled = self._in_use().writer.stalled
+        return await self._read(lambda tx: standing(tx, id, stalled))
 
     # ------------------------------------------------------------------------------------------------------ Migratable
     async def schema(self) -> SchemaView:

@@ -10,7 +10,7 @@ from beltline.core.names import MessageId
 from beltline.engines.rows import key_of, place_of, priority_of
 from beltline.engines.sqlite.ledger import Ledger
 
-COLUMNS = "seq, id, queue, state, epoch, due, rank, since, failed, lost, started, worker, group_key, run, why, head"
+COLUMNS = "seq, id, queue, state, epoch, due, rank, since, failed, lost, started, worker, group_key, run, why, head, lane"
 BY_ID = f"SELECT {COLUMNS} FROM message WHERE state <> 5 AND id IN (SELECT value FROM carray(?))"
 
 
@@ -25,6 +25,7 @@ class Fact:
         "group",
         "head",
         "key",
+        "lane",
         "lost",
         "queue",
         "rank",
@@ -55,10 +56,11 @@ class Fact:
         run: int | None,
         why: str | None,
         head: bytes | None,
+        lane: int | None,
     ) -> None:
         self.seq, self.key, self.queue, self.state, self.epoch, self.due, self.rank, self.since = seq, key, queue, state, epoch, due, rank, since
         self.failed, self.lost, self.started, self.worker, self.group, self.run, self.why = failed, lost, started, worker, group, run, why
-        self.head = head
+        self.head, self.lane = head, lane
         self._place: Place | None = None
 
     @property

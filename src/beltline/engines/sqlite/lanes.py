@@ -38,7 +38,7 @@ def reorder(tx: Ledger, queue: Queue, group: str) -> None:
             head = None
     for seq, state in standing:
         if seq != head and state != 2:
-            tx.sql("UPDATE message SET blocked = 1 WHERE seq = ?", (seq,))
+            tx.flow.touch_number(tx.sql("UPDATE message SET blocked = 1 WHERE seq = ? RETURNING lane", (seq,)).get)
     if head is not None:
-        tx.sql("UPDATE message SET blocked = 0 WHERE seq = ? AND blocked = 1", (head,))
+        tx.flow.touch_number(tx.sql("UPDATE message SET blocked = 0 WHERE seq = ? AND blocked = 1 RETURNING lane", (head,)).get)
         tx.woken.add(queue.n)

@@ -16,6 +16,7 @@ from beltline.core.message import Place
 from beltline.core.queues import QueueSpec, rank
 from beltline.engines.moving import Seal, read_seal
 from beltline.engines.sqlite.runbook import Runbook
+from beltline.engines.sqlite.shaping import Shaper
 
 MAX_REMEMBERED = 200_000  # leases and names kept in memory; each is only a shortcut
 TASK, CHAIN, WORKER = 1, 2, 3  # kinds of names
@@ -23,7 +24,7 @@ TASK, CHAIN, WORKER = 1, 2, 3  # kinds of names
 _specs = msgspec.msgpack.Decoder(QueueSpec)
 
 
-Lease = tuple[int, bytes, int, str | None, int | None, Place | None]  # seq, id, queue, group, run, place
+Lease = tuple[int, bytes, int, str | None, int | None, Place | None, int | None]  # seq, id, queue, group, run, place, lane
 
 
 class Rows(Protocol):
@@ -38,27 +39,28 @@ class Rows(Protocol):
 
 
 class Queue:
-    """A declared queue. `feeds`: the queues it hands on to with their fan-out; `feeders`: the queues that hand on to it."""
+    """A declared queue. `feeds`: the queues it hands on to with their fan-out; `feeders`: the queues that hand on to it. `limited`: flow control looks at all of it."""
 
-    __slots__ = ("ageing_ms", "feeders", "feeds", "max_deliveries", "n", "name", "paused", "skip_dead", "spec")
+    __slots__ = ("ageing_ms", "feeders", "feeds", "limited", "max_deliveries", "n", "name", "paused", "skip_dead", "spec")
 
     def __init__(self, n: int, spec: QueueSpec, paused: bool) -> None:
         self.n, self.name, self.spec, self.paused = n, spec.name, spec, paused
         self.ageing_ms = round(rank(0.0, -1, spec.ageing_s) * 1000)
         self.max_deliveries = spec.max_deliveries
         self.skip_dead = spec.on_dead == "skip"
+        self.limited = bool(spec.limits) or spec.kill_switch is not None
         self.feeds: list[tuple[Queue, int]] = []
         self.feeders: list[tuple[Queue, int]] = []
 
 
 class Tally:
-    """The counters of one queue, as rows stand: `ready` includes blocked ones, `delayed` and `leased` those whose time is over."""
+    """The counters of one queue, as rows stand: `ready` includes blocked ones, `delayed` and `leased` those whose time is over. `flow`: shaping.py knows more of it."""
 
-    __slots__ = ("dead", "delayed", "dirty", "done", "leased", "parked", "queue", "ready")
+    __slots__ = ("dead", "delayed", "dirty", "done", "flow", "leased", "parked", "queue", "ready")
 
     def __init__(self, queue: int, row: tuple[int, ...]) -> None:
         self.queue = queue
-        self.ready, self.delayed, self.leased, self.dead, self.done, self.parked = row
+        self.ready, self.delayed, self.leased, self.dead, self.done, self.parked, self.flow = row
         self.dirty = False
 
     def add(self, state: int, count: int) -> None:
@@ -110,6 +112,8 @@ class Ledger:
         self._version = -1
         self.seal: Seal | None = None
         self.runbook = Runbook(self)
+        self.naming: dict[str, list[int]] = {}  # limits, and the queues that name them
+        self.flow = Shaper(self)
 
     def begin(self) -> None:
         self.sql("BEGIN IMMEDIATE")
@@ -148,6 +152,7 @@ class Ledger:
         self.tallies.clear()
         self.asked = None
         self.runbook.changed()
+        self.flow.forget()
         self._hand_outs = self._hand_outs_written = self.sql("SELECT value FROM meta WHERE key = 'hand_outs'").get
         self.seal = read_seal(self.sql("SELECT value FROM meta WHERE key = 'seal'").get)
         self.next_seq = self.sql("SELECT max((SELECT coalesce(max(seq), 0) + 1 FROM message), (SELECT value FROM meta WHERE key = 'next_seq'))").get
@@ -160,8 +165,10 @@ class Ledger:
             self.read_queues()
 
     def flush(self) -> None:
-        """Write what was kept back: gathers, runs, counters, audit rows."""
+        """Write what was kept back: gathers, runs, flow control, counters, audit rows."""
         self.runbook.flush()
+        if self.flow.stirred:
+            self.flow.refresh()
         for tally in self.tallies.values():
             if tally.dirty:
                 tally.dirty = False
@@ -183,10 +190,12 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------------------ queues
     def read_queues(self) -> None:
-        self.by_name, self.by_number = {}, {}
+        self.by_name, self.by_number, self.naming = {}, {}, {}
         for n, spec, paused in self.sql("SELECT n, spec, paused FROM queue ORDER BY n"):
             queue = Queue(n, _specs.decode(spec), bool(paused))
             self.by_name[queue.name] = self.by_number[n] = queue
+            for name in dict.fromkeys(queue.spec.limits):
+                self.naming.setdefault(name, []).append(n)
         for queue in self.by_number.values():
             for feed in queue.spec.feeds:
                 target = self.by_name.get(feed.queue)
@@ -207,7 +216,7 @@ class Ledger:
     def tally(self, queue: int) -> Tally:
         tally = self.tallies.get(queue)
         if tally is None:
-            row = self.sql("SELECT ready, delayed, leased, dead, done, parked FROM tally WHERE queue = ?", (queue,)).get
+            row = self.sql("SELECT ready, delayed, leased, dead, done, parked, flow FROM tally WHERE queue = ?", (queue,)).get
             tally = self.tallies[queue] = Tally(queue, row)
         return tally
 

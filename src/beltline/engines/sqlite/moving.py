@@ -20,16 +20,20 @@ from beltline.engines.moving import (
     MovedGather,
     MovedId,
     MovedKey,
+    MovedLimit,
     MovedMessage,
     MovedPage,
     MovedQueue,
     MovedRun,
+    MovedSchedule,
     Seal,
     Section,
 )
-from beltline.engines.sqlite import control
+from beltline.engines.rows import flow_of, priority_of
+from beltline.engines.sqlite import control, schedules
 from beltline.engines.sqlite.ledger import CHAIN, TASK, WORKER, Ledger
 from beltline.engines.sqlite.schema import INLINE_BYTES
+from beltline.engines.sqlite.unique import remember
 from beltline.engines.sqlite.upkeep import FORGOTTEN, REMEMBERED_MS
 
 _spec = msgspec.msgpack.Decoder(QueueSpec)
@@ -54,7 +58,7 @@ def leased(tx: Ledger) -> int:
 
 
 def empty(tx: Ledger) -> bool:
-    return bool(tx.sql("SELECT NOT EXISTS(SELECT 1 FROM message) AND NOT EXISTS(SELECT 1 FROM run) AND NOT EXISTS(SELECT 1 FROM dedup)").get)
+    return not any(tx.sql(f"SELECT EXISTS(SELECT 1 FROM {table})").get for table in ("message", "run", "dedup", "schedule"))
 
 
 # ------------------------------------------------------------------------------------------------------------------ out
@@ -202,6 +206,12 @@ def _known(tx: Ledger, after: str, limit: int) -> MovedPage:
     return _page(Section.KNOWN, things, limit, lambda: rows[-1][0])
 
 
+def _limits(tx: Ledger, after: str, limit: int) -> MovedPage:
+    rows = tx.sql("SELECT name, declared, given FROM limits WHERE name > ? ORDER BY name LIMIT ?", (after, limit)).fetchall()
+    things: list[Moved] = [MovedLimit(*row) for row in rows]
+    return _page(Section.LIMITS, things, limit, lambda: rows[-1][0])
+
+
 _TAKE: dict[Section, Callable[[Ledger, str, int], MovedPage]] = {
     Section.QUEUES: _queues,
     Section.RUNS: _runs,
@@ -209,6 +219,8 @@ _TAKE: dict[Section, Callable[[Ledger, str, int], MovedPage]] = {
     Section.MESSAGES: _messages,
     Section.KEYS: _keys,
     Section.KNOWN: _known,
+    Section.SCHEDULES: schedules.take,
+    Section.LIMITS: _limits,
 }
 
 
@@ -245,6 +257,13 @@ def put(tx: Ledger, page: MovedPage, before: Seal, after: Seal) -> bool:
             tx.many("INSERT OR IGNORE INTO dedup(queue, key, id, until) VALUES(?, ?, ?, ?)", rows)
         case Section.KNOWN:
             _put_known(tx, [thing for thing in page.things if isinstance(thing, MovedId)])
+        case Section.SCHEDULES:
+            schedules.put_moved(tx, [thing for thing in page.things if isinstance(thing, MovedSchedule)])
+        case Section.LIMITS:
+            limits = [thing for thing in page.things if isinstance(thing, MovedLimit)]
+            tx.many(
+                "INSERT OR IGNORE INTO limits(name, declared, given) VALUES(?, ?, ?)", [(each.name, each.declared, each.given) for each in limits]
+            )
         case Section.END:
             pass
     tx.join(tx.now)
@@ -296,8 +315,8 @@ def _put_gather(tx: Ledger, gather: MovedGather) -> None:
 
 
 _PUT = """INSERT OR IGNORE INTO message(seq, id, state, blocked, epoch, due, queue, task, rank, since, failed, lost, sent, group_key, run, expires,
-    started, worker, ran, outcome, result, result_until, why, error, head, body)
-  VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT n FROM run WHERE id = ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    started, worker, ran, outcome, result, result_until, why, error, head, body, lane)
+  VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT n FROM run WHERE id = ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 
 def _put_messages(tx: Ledger, messages: list[MovedMessage]) -> None:
@@ -346,6 +365,7 @@ def _put_messages(tx: Ledger, messages: list[MovedMessage]) -> None:
                 m.error or None,
                 m.head,
                 body,
+                _lane(tx, m),
             )
         )
         if m.state != State.DONE:  # those were counted with their queue
@@ -365,6 +385,23 @@ def _put_messages(tx: Ledger, messages: list[MovedMessage]) -> None:
         ],
     )
     tx.flush()
+
+
+def _lane(tx: Ledger, m: MovedMessage) -> int | None:
+    """Where flow control counts it; and what it is unique by."""
+    flow = flow_of(m.head)
+    if flow is None:
+        return None
+    queue = tx.queue(m.queue)
+    if flow.unique is not None:
+        remember(tx, [(queue.n, flow.unique.key, m.seq)])
+    if not flow.shaped or m.state == State.DONE:
+        return None
+    lane = tx.flow.lane_of(queue.n, flow, priority_of(m.head))
+    tx.flow.count(lane, m.state, 1)
+    if m.state == State.LEASED:
+        tx.flow.limits.hold(m.seq, lane.keys)
+    return int(lane.n)
 
 
 def _put_known(tx: Ledger, known: list[MovedId]) -> None:

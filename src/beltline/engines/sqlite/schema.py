@@ -7,6 +7,7 @@
     run, run_tally, gather, gather_part           asked    cancellations that a worker has not carried out yet
     name      tasks, chains and workers as small numbers
     dedup, worker, progress, audit, meta
+    limits, bucket, hold; lane, share, flow; same     flow control: see shaping.py, limits.py and unique.py
 
 Numbers  instants are whole milliseconds since 1970 (a float of seconds has no exact milliseconds, and six bytes are fewer than eight).
 Indexes  each state that is searched has its own partial index, so that a hot query reads only rows it wants and never sorts.
@@ -78,8 +79,72 @@ CREATE TABLE audit(n INTEGER PRIMARY KEY, at INTEGER NOT NULL, move TEXT NOT NUL
   run INTEGER);
 """
 
+_SCHEDULES = """
+CREATE TABLE schedule(
+  name TEXT PRIMARY KEY, spec BLOB NOT NULL, revision INTEGER NOT NULL, origin TEXT NOT NULL, owner TEXT NOT NULL,
+  paused INTEGER NOT NULL, gone INTEGER NOT NULL, named INTEGER NOT NULL,
+  stood INTEGER NOT NULL,       -- all up to here is decided
+  next INTEGER,                 -- nothing is due before; 0: not worked out, NULL: never again
+  last_due INTEGER, last_sent INTEGER, last_id BLOB, sent INTEGER NOT NULL, skipped INTEGER NOT NULL, error TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX schedule_next ON schedule(next) WHERE paused = 0 AND gone = 0 AND next IS NOT NULL;
+"""
+
+_FLEETS = """
+CREATE TABLE fleet(queue INTEGER PRIMARY KEY, turn INTEGER NOT NULL, slots INTEGER NOT NULL,
+  decided INTEGER NOT NULL,     -- 0: the next decision is due
+  state BLOB NOT NULL, least INTEGER, most INTEGER);   -- what deciders remember; an operator's range
+CREATE TABLE decision(n INTEGER PRIMARY KEY, queue INTEGER NOT NULL, data BLOB NOT NULL);   -- MessagePack of a Decision
+CREATE INDEX decision_queue ON decision(queue, n);
+"""
+
+_FLOW = """
+ALTER TABLE message ADD COLUMN lane INTEGER;     -- NULL: it has no tenant, no claims and no sticky key
+DROP INDEX message_ready;
+CREATE INDEX message_ready ON message(queue, blocked, rank) WHERE state = 1 AND lane IS NULL;
+CREATE INDEX message_in_lane ON message(lane, blocked, rank) WHERE state = 1 AND lane IS NOT NULL;
+CREATE INDEX message_in_lanes ON message(queue, due) WHERE state = 1 AND lane IS NOT NULL;
+ALTER TABLE tally ADD COLUMN flow INTEGER NOT NULL DEFAULT 0;   -- 1: the queue has a row in `flow`
+CREATE TABLE flow(queue INTEGER PRIMARY KEY,
+  shaped INTEGER NOT NULL, sticky INTEGER NOT NULL,             -- has lanes; has lanes with a sticky key
+  snoozed INTEGER NOT NULL, switch BLOB NOT NULL,
+  turn INTEGER NOT NULL, members TEXT NOT NULL,                 -- those of the last receive, a line each
+  held INTEGER NOT NULL, lent INTEGER NOT NULL,                 -- ready behind closed limits; leased by others than nobody's share
+  span INTEGER NOT NULL, work INTEGER NOT NULL, work_before INTEGER NOT NULL);
+CREATE TABLE share(n INTEGER PRIMARY KEY, queue INTEGER NOT NULL, tenant TEXT NOT NULL, owner TEXT NOT NULL,
+  tag INTEGER NOT NULL, weight REAL NOT NULL, noisy INTEGER NOT NULL, standing INTEGER NOT NULL,
+  place INTEGER NOT NULL, priority INTEGER NOT NULL,            -- of what it would give next
+  lanes INTEGER NOT NULL, leased INTEGER NOT NULL, span INTEGER NOT NULL, work INTEGER NOT NULL, work_before INTEGER NOT NULL,
+  UNIQUE(queue, tenant, owner));
+CREATE INDEX share_next ON share(queue, owner, noisy, place, tenant) WHERE standing = 1;
+CREATE INDEX share_noisy ON share(queue) WHERE noisy = 1;
+CREATE INDEX share_empty ON share(queue) WHERE lanes = 0;
+CREATE TABLE lane(n INTEGER PRIMARY KEY, queue INTEGER NOT NULL, tenant TEXT NOT NULL, sticky TEXT NOT NULL, code BLOB NOT NULL, priority INTEGER NOT NULL,
+  share INTEGER NOT NULL, ready INTEGER NOT NULL, leased INTEGER NOT NULL, other INTEGER NOT NULL,   -- other: delayed and dead
+  head_rank INTEGER, head_seq INTEGER,                          -- NULL: nothing stands in it
+  closed_by INTEGER, closed_until INTEGER, closed_at INTEGER,   -- a bucket, NULL: open; NULL: until a place is given back
+  UNIQUE(queue, tenant, sticky, code, priority));
+CREATE INDEX lane_next ON lane(share, head_rank, head_seq) WHERE closed_by IS NULL AND head_seq IS NOT NULL;
+CREATE INDEX lane_due ON lane(queue, closed_until, closed_at, tenant, sticky, code, priority) WHERE closed_until IS NOT NULL;
+CREATE INDEX lane_closed ON lane(closed_by, queue, closed_at, tenant, sticky, code, priority) WHERE closed_by IS NOT NULL;
+CREATE INDEX lane_sticky ON lane(queue) WHERE sticky <> '';
+CREATE INDEX lane_empty ON lane(queue) WHERE ready = 0 AND leased = 0 AND other = 0;
+CREATE TABLE limits(name TEXT PRIMARY KEY, declared BLOB, given BLOB) WITHOUT ROWID;   -- what code says, and an operator over it
+CREATE TABLE bucket(n INTEGER PRIMARY KEY, name TEXT NOT NULL, key TEXT NOT NULL,
+  tat INTEGER NOT NULL,         -- microseconds since 1970: when it would be full again
+  waiting INTEGER NOT NULL,     -- ready messages of the lanes it has closed
+  started INTEGER NOT NULL,     -- something has begun in it
+  UNIQUE(name, key));
+CREATE TABLE hold(seq INTEGER NOT NULL, bucket INTEGER NOT NULL, PRIMARY KEY(seq, bucket)) WITHOUT ROWID;   -- a leased message and the places it holds
+CREATE INDEX hold_bucket ON hold(bucket);
+CREATE TABLE same(queue INTEGER NOT NULL, key TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY(queue, key)) WITHOUT ROWID;   -- the last one sent with a unique key
+CREATE INDEX same_seq ON same(seq);
+"""
+
 # (name, SQL, min_reader after it). Append only; the number of a step is its place from 1 and becomes PRAGMA user_version.
-MIGRATIONS: tuple[tuple[str, str, int], ...] = (("0001_expand_first_tables", _TABLES, 1),)
+MIGRATIONS: tuple[tuple[str, str, int], ...] = (
+    ("0001_expand_first_tables", _TABLES, 1),
+    ("0002_contract_schedules_limits_fleets", _SCHEDULES + _FLEETS + _FLOW, 2),  # a worker that knows no limits would not keep them
+)
 SCHEMA = len(MIGRATIONS)
 
 

@@ -20,6 +20,7 @@ from beltline.core.policy import PARKED, poison
 from beltline.engines.sqlite import lanes
 from beltline.engines.sqlite.endings import OUTCOMES, asked, die, end, hand_on, lost, moved, note, succeeded, unask
 from beltline.engines.sqlite.facts import Fact, by_id
+from beltline.engines.sqlite.flow import snooze
 from beltline.engines.sqlite.ledger import Lease, Ledger
 from beltline.engines.sqlite.schema import INLINE_BYTES
 from beltline.engines.sqlite.storing import check, rank_ms, store
@@ -50,10 +51,12 @@ def settle(tx: Ledger, settlements: Sequence[Settlement]) -> list[Settled]:
             plain = False
             if isinstance(outcome, (RetryAfter, Release)):
                 limits.seconds("delay_s", outcome.delay_s, most=limits.MAX_DELAY_S)
+            if isinstance(outcome, Release):
+                limits.seconds("queue_s", outcome.queue_s, most=limits.MAX_DELAY_S)
     if plain and _plain(tx, settlements):
         return [Settled.DONE] * len(settlements)
     facts = by_id(tx, list({settlement.receipt.id for settlement in settlements}))
-    return [_each(tx, facts.get(settlement.receipt.id), settlement) for settlement in settlements]
+    return [_settle(tx, facts.get(settlement.receipt.id), settlement) for settlement in settlements]
 
 
 def _plain(tx: Ledger, settlements: Sequence[Settlement]) -> bool:
@@ -107,8 +110,28 @@ def _plain(tx: Ledger, settlements: Sequence[Settlement]) -> bool:
         tally = tx.tally(queue)
         tally.add(State.LEASED, -count)
         tally.add(State.DONE, count)
+        if tally.flow or tx.by_number[queue].limited:
+            _answered(tx, queue, settlements, held)
     _follow(tx, settlements, held)
     return True
+
+
+def _answered(tx: Ledger, queue: int, settlements: Sequence[Settlement], held: list[Lease]) -> None:
+    """What flow control counts of a batch of plain acks."""
+    spec, flow = tx.by_number[queue].spec, tx.flow
+    spent: dict[int | None, int] = {}
+    count = 0
+    for settlement, lease in zip(settlements, held, strict=True):
+        if lease[2] == queue and isinstance(settlement.outcome, Ack):
+            lane = lease[6]
+            count += 1
+            spent[lane] = spent.get(lane, 0) + int(settlement.outcome.ran_s * 1000 + 0.5)
+            if lane is not None or spec.limits:
+                flow.moved(lane, lease[0], State.LEASED, State.DONE, spec.limits)
+    for lane, spent_ms in spent.items():
+        flow.spent(queue, lane, spent_ms)
+    if spec.kill_switch is not None:
+        flow.answered(queue, count, 0)
 
 
 def _follow(tx: Ledger, settlements: Sequence[Settlement], held: list[Lease]) -> None:
@@ -117,7 +140,7 @@ def _follow(tx: Ledger, settlements: Sequence[Settlement], held: list[Lease]) ->
     tx.runbook.fetch(lease[4] for lease in held if lease[4] is not None)
     any_asked = tx.any_asked()
     for settlement, lease in zip(settlements, held, strict=True):
-        seq, key, queue, group, run_number, place = lease
+        seq, key, queue, group, run_number, place, _ = lease
         ack = settlement.outcome
         assert isinstance(ack, Ack)
         id = settlement.receipt.id
@@ -152,9 +175,21 @@ def _follow(tx: Ledger, settlements: Sequence[Settlement], held: list[Lease]) ->
     store(tx, waiting)
 
 
-def _each(tx: Ledger, fact: Fact | None, settlement: Settlement) -> Settled:
+def _settle(tx: Ledger, fact: Fact | None, settlement: Settlement) -> Settled:
     if fact is None or fact.state != State.LEASED or fact.epoch != settlement.receipt.epoch:
         return Settled.LEASE_LOST
+    queue, outcome = tx.by_number[fact.queue], settlement.outcome
+    if not isinstance(outcome, Release):
+        if tx.tally(queue.n).flow:
+            tx.flow.spent(queue.n, fact.lane, int(outcome.ran_s * 1000 + 0.5))
+        if queue.spec.kill_switch is not None:
+            tx.flow.answered(queue.n, 1, not isinstance(outcome, Ack))
+    elif outcome.queue_s > 0:
+        snooze(tx, queue, outcome.queue_s)
+    return _each(tx, fact, settlement)
+
+
+def _each(tx: Ledger, fact: Fact, settlement: Settlement) -> Settled:
     tx.leases.pop(settlement.receipt.id, None)
     outcome = settlement.outcome
     match outcome:
@@ -238,6 +273,7 @@ def renew(tx: Ledger, receipts: Sequence[Receipt], lease_ms: int) -> list[Settle
     rows = [(until, lease[0], receipt.epoch) for receipt, lease in known if lease is not None]
     before = tx.db.total_changes()
     tx.many(RENEW, rows)
+    tx.flow.limits.renewed()
     if len(rows) == len(receipts) and tx.db.total_changes() - before == len(rows):
         if not tx.any_asked():
             return [Settled.DONE] * len(receipts)

@@ -15,6 +15,7 @@ import apsw
 
 from beltline.core import limits
 from beltline.core.errors import QueueFull, ValueInvalid
+from beltline.core.flow import check_flow
 from beltline.core.lifecycle import State
 from beltline.core.message import Gather, Message
 from beltline.core.names import MessageId
@@ -24,6 +25,7 @@ from beltline.engines.sqlite.lanes import held
 from beltline.engines.sqlite.ledger import Ledger, Queue
 from beltline.engines.sqlite.schema import INLINE_BYTES
 from beltline.engines.sqlite.times import ceil_ms
+from beltline.engines.sqlite.unique import remember, stands, stands_in_batch, unique_of
 
 _FOREVER_S = 1e12  # a float of seconds beyond it is no date; whole milliseconds of it still fit 64 bits
 Row = tuple[Any, ...]  # the fields of a Message, in order
@@ -42,8 +44,8 @@ PACKED_HEADS = """INSERT INTO message(seq, id, state, blocked, epoch, due, queue
   ON CONFLICT(id) DO NOTHING"""
 BULK = "INSERT OR REPLACE INTO bulk(n, data) VALUES(?, ?)"
 KNOWN = "SELECT id FROM message WHERE id IN (SELECT value FROM carray(?))"
-_FULL_SQL = """INSERT INTO message(seq, id, state, blocked, epoch, due, queue, task, rank, since, failed, lost, sent, group_key, run, expires, head, body)
-  VALUES(?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, ?5, 0, 0, ?9, ?10, ?11, ?12, ?13, ?14)"""
+_FULL_SQL = """INSERT INTO message(seq, id, state, blocked, epoch, due, queue, task, rank, since, failed, lost, sent, group_key, run, expires, head, body, lane)
+  VALUES(?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, ?5, 0, 0, ?9, ?10, ?11, ?12, ?13, ?14, ?15)"""
 
 
 def check(tx: Ledger, messages: Sequence[Message], gathers: Sequence[Gather]) -> None:
@@ -59,6 +61,8 @@ def check(tx: Ledger, messages: Sequence[Message], gathers: Sequence[Gather]) ->
             limits.seconds("dedup_window_s", message.dedup_window_s, most=limits.MAX_DEDUP_WINDOW_S)
         if message.expires_s is not None:
             limits.seconds("expires_s", message.expires_s)
+        if message.flow is not None:
+            check_flow(message.flow)
 
 
 def store(tx: Ledger, messages: Sequence[Message], *, bounded: bool = False) -> list[Sent]:
@@ -80,8 +84,10 @@ def _try_simple(tx: Ledger, rows: list[Row], bounded: bool) -> list[Sent] | None
     for row in rows:
         if row[4:] == PLAIN:
             continue
-        _, priority, delay_s, ready_at, group, dedup_key, _, expires_s, *_ = row[4:]
-        if priority or delay_s or ready_at is not None or group is not None or expires_s is not None or (bounded and dedup_key is not None):
+        _, priority, delay_s, ready_at, group, dedup_key, _, expires_s, *_, flow = row[4:]
+        if priority or delay_s or ready_at is not None or group is not None or expires_s is not None or flow is not None:
+            return None
+        if bounded and dedup_key is not None:
             return None
         heads = True
     counts = Counter(map(itemgetter(1), rows))
@@ -152,14 +158,15 @@ def _overflows(tx: Ledger, queue: Queue, count: int) -> bool:
     return tally.ready + tally.delayed + tally.leased + count > queue.spec.max_backlog
 
 
-def _admit(tx: Ledger, rows: list[Row], bounded: bool) -> list[Sent]:
+def _admit(tx: Ledger, messages: Sequence[Message], rows: list[Row], bounded: bool) -> list[Sent]:
     """Who is new? Reads only. A hand-off is known by its id alone: dropping a part because of its key would leave its gather waiting for ever."""
     keys = tuple(bytes.fromhex(row[0]) for row in rows)
     known = {row[0].hex() for row in tx.sql(KNOWN, (apsw.carray(keys),))}
     promised: dict[tuple[str, str], str] = {}
+    unique: dict[tuple[str, str], Message] = {}
     new: dict[str, int] = {}
     answers = []
-    for row in rows:
+    for message, row in zip(messages, rows, strict=True):
         id, name = row[0], row[1]
         dedup_key = row[9] if bounded and row[10] > 0 else None
         queue = tx.queue(name)
@@ -174,6 +181,18 @@ def _admit(tx: Ledger, rows: list[Row], bounded: bool) -> list[Sent]:
             if first is not None:
                 answers.append(Sent(MessageId(first), Admission.DEDUPLICATED))
                 continue
+        same = unique_of(message) if bounded else None
+        if same is not None:
+            earlier = unique.get((name, same.key))
+            if earlier is None:
+                other = stands(tx, queue, same)
+            else:
+                other = earlier.id if stands_in_batch(same, delayed=due_ms(earlier, tx.now) > tx.now) else None
+            if other is not None:
+                answers.append(Sent(MessageId(other), Admission.REPLACED if same.replace else Admission.DEDUPLICATED))
+                continue
+            unique[name, same.key] = message
+        if dedup_key is not None:
             promised[name, dedup_key] = id
         known.add(id)
         new[name] = new.get(name, 0) + 1
@@ -189,24 +208,19 @@ def _admit(tx: Ledger, rows: list[Row], bounded: bool) -> list[Sent]:
 def _store_each(tx: Ledger, messages: Sequence[Message], rows: list[Row], bounded: bool) -> list[Sent]:
     if bounded:
         check(tx, messages, ())
-    answers = _admit(tx, rows, bounded)
+    answers = _admit(tx, messages, rows, bounded)
     now = tx.now
     tx.runbook.fetch_ids(message.place.run for message in messages if message.place is not None)
     lanes: set[tuple[int, str]] = set()
-    inserts, large, keys = [], [], []
+    inserts, large, keys, same = [], [], [], []
     for message, row, answer in zip(messages, rows, answers, strict=True):
         if answer.admission is not Admission.STORED:
             continue
         queue = tx.by_name[row[1]]
         key = bytes.fromhex(row[0])
         head = row[4:]
-        place, run, blocked, state, due = message.place, None, False, State.READY, now
-        if message.ready_at is not None:
-            due = max(now, ceil_ms(min(message.ready_at, _FOREVER_S)))
-        elif message.delay_s:
-            due = now + ceil_ms(message.delay_s)
-        if due > now:
-            state = State.DELAYED
+        place, run, blocked, due = message.place, None, False, due_ms(message, now)
+        state = State.DELAYED if due > now else State.READY
         if message.group is not None:
             lane = (queue.n, message.group)
             blocked = lane in lanes or held(tx, queue, message.group)
@@ -220,6 +234,14 @@ def _store_each(tx: Ledger, messages: Sequence[Message], rows: list[Row], bounde
         if len(message.body) > INLINE_BYTES:
             large.append((tx.next_seq * 2, body))
             body = None
+        rank, stood = rank_ms(queue, due, message.priority), None
+        if message.flow is not None:
+            if message.flow.shaped:
+                in_lane = tx.flow.lane_of(queue.n, message.flow, message.priority)
+                tx.flow.arrived(in_lane, state, rank, tx.next_seq, blocked)
+                stood = in_lane.n
+            if message.flow.unique is not None and bounded:
+                same.append((queue.n, message.flow.unique.key, tx.next_seq))
         inserts.append(
             (
                 tx.next_seq,
@@ -229,13 +251,14 @@ def _store_each(tx: Ledger, messages: Sequence[Message], rows: list[Row], bounde
                 due,
                 queue.n,
                 tx.task(row[2]),
-                rank_ms(queue, due, message.priority),
+                rank,
                 now,
                 message.group,
                 run,
                 expires,
                 None if head == PLAIN else encode_head(head),
                 body,
+                stood,
             )
         )
         tx.next_seq += 1
@@ -248,7 +271,16 @@ def _store_each(tx: Ledger, messages: Sequence[Message], rows: list[Row], bounde
         tx.many(BULK, large)
     if keys:
         tx.many("INSERT OR REPLACE INTO dedup(queue, key, id, until) VALUES(?, ?, ?, ?)", keys)
+    if same:
+        remember(tx, same)
     return answers
+
+
+def due_ms(message: Message, now: int) -> int:
+    """When it is ready."""
+    if message.ready_at is not None:
+        return max(now, ceil_ms(min(message.ready_at, _FOREVER_S)))
+    return now + ceil_ms(message.delay_s) if message.delay_s else now
 
 
 def rank_ms(queue: Queue, ready: int, priority: int) -> int:

@@ -5,6 +5,7 @@ from array import array
 import apsw
 
 from beltline.core.outcome import Ended
+from beltline.engines.sqlite import flow
 from beltline.engines.sqlite.endings import end
 from beltline.engines.sqlite.facts import current, select
 from beltline.engines.sqlite.ledger import Ledger
@@ -17,7 +18,7 @@ FORGOTTEN = 5  # state of a row that is only the memory of its id
 def sweep(tx: Ledger) -> int:
     changed = 0
     for queue in list(tx.by_number.values()):
-        if queue.paused:
+        if queue.paused or (tx.tally(queue.n).flow and tx.flow.shape(queue.n).shut_until > tx.now):
             continue
         changed += due(tx, queue)
         for fact in select(tx, EXPIRED, (queue.n, tx.now, PAGE)):
@@ -40,7 +41,7 @@ def retain(tx: Ledger, history_ms: int, limit: int) -> int:
     done = tx.sql("SELECT seq, due FROM message INDEXED BY message_done WHERE state = 3 AND due < ? ORDER BY due LIMIT ?", (old, limit)).fetchall()
     if done:
         places = apsw.carray(array("q", [seq for seq, _ in done]))
-        for table, column in (("attempt", "seq"), ("progress", "seq"), ("asked", "seq")):
+        for table, column in (("attempt", "seq"), ("progress", "seq"), ("asked", "seq"), ("same", "seq")):
             tx.sql(f"DELETE FROM {table} WHERE {column} IN (SELECT value FROM carray(?))", (places,))
         tx.sql("DELETE FROM bulk WHERE n IN (SELECT value * 2 FROM carray(?1) UNION ALL SELECT value * 2 + 1 FROM carray(?1))", (places,))
         remembered = tx.now - REMEMBERED_MS
@@ -50,7 +51,7 @@ def retain(tx: Ledger, history_ms: int, limit: int) -> int:
             tx.sql("DELETE FROM message WHERE seq IN (SELECT value FROM carray(?))", (apsw.carray(array("q", gone)),))
         if kept:
             tx.sql(
-                f"UPDATE message SET state = {FORGOTTEN}, run = NULL, group_key = NULL, result = NULL, why = NULL, error = NULL, head = NULL, body = NULL"
+                f"UPDATE message SET state = {FORGOTTEN}, run = NULL, group_key = NULL, lane = NULL, result = NULL, why = NULL, error = NULL, head = NULL, body = NULL"
                 " WHERE seq IN (SELECT value FROM carray(?))",
                 (apsw.carray(array("q", kept)),),
             )
@@ -58,6 +59,7 @@ def retain(tx: Ledger, history_ms: int, limit: int) -> int:
         f"DELETE FROM message WHERE seq IN (SELECT seq FROM message INDEXED BY message_forgotten WHERE state = {FORGOTTEN} AND due <= ? LIMIT ?)",
         (tx.now - REMEMBERED_MS, limit),
     )
+    flow.retain(tx, limit)
     return len(done) + _runs(tx, old, limit) + _results(tx, limit) + _keys(tx, limit)
 
 

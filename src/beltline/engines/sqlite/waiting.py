@@ -6,7 +6,7 @@ nothing, nothing is there for the others.
 
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from beltline.engines.sqlite.operations import Operation
 
@@ -62,14 +62,14 @@ class Waiting:
     def known(self, keys: Iterable[str]) -> set[str]:
         return {key for key in keys if key in self._by_key}
 
-    def looks(self) -> list[Operation]:
-        """Who has to look after anything may have changed: the first in each line for a queue, and all who wait for an end."""
+    def looks(self, keeps: Callable[[str], bool]) -> list[Operation]:
+        """Who has to look after anything may have changed: the first in each line for a queue (all, if it `keeps` keys for them), and all who wait for an end."""
         found: dict[Operation, None] = {}
         for operation in list(self._all):
             if operation.given_up:
                 self.release(operation)
         for key, line in self._by_key.items():
-            found.update(dict.fromkeys(line) if key[0] == "i" else {next(iter(line)): None})
+            found.update(dict.fromkeys(line) if key[0] == "i" or keeps(key[1:]) else {next(iter(line)): None})
         return list(found)
 
     def overdue(self, now: float) -> list[Operation]:

@@ -10,6 +10,7 @@ Fail-stop     a storage error before COMMIT has the effect "none", at COMMIT "un
 """
 
 import contextlib
+import math
 import os
 import random
 import select
@@ -25,8 +26,9 @@ from beltline.core.capabilities import Durability
 from beltline.core.errors import BeltlineError, HandleMisused
 from beltline.engines.moving import refusal
 from beltline.engines.sqlite.file import REOPEN_PAUSE_S, File, roll_back
-from beltline.engines.sqlite.ledger import Ledger
+from beltline.engines.sqlite.ledger import Ledger, Queue
 from beltline.engines.sqlite.operations import Chore, Operation, answer
+from beltline.engines.sqlite.picking import next_instant
 from beltline.engines.sqlite.storing import store_together
 from beltline.engines.sqlite.times import Ratchet
 from beltline.engines.sqlite.trouble import explain, meaning
@@ -36,6 +38,10 @@ MAX_OPERATIONS = 500
 POLL_LEAST_S, POLL_MOST_S = 0.05, 2.0
 NEXT_DUE = """SELECT min(due) FROM (SELECT min(due) AS due FROM message INDEXED BY message_delayed WHERE queue = ?1 AND state = 0
   UNION ALL SELECT min(due) FROM message INDEXED BY message_leased WHERE queue = ?1 AND state = 2)"""
+
+
+NEXT_BUT_OVER = """SELECT min(due) FROM (SELECT min(due) AS due FROM message INDEXED BY message_delayed WHERE queue = ?1 AND state = 0
+  UNION ALL SELECT min(due) FROM message INDEXED BY message_leased WHERE queue = ?1 AND state = 2 AND due > ?2)"""
 
 
 class _SpoiledError(Exception):
@@ -81,6 +87,12 @@ class Writer:
         self._asleep = False
         with contextlib.suppress(OSError):  # full: it is being woken already; closed: it has ended
             os.write(self._pipe[1], b"\0")
+
+    @property
+    def stalled(self) -> frozenset[tuple[int, int]]:
+        """(queue, feed): the feed was above its high water at the last receive here, and is not known to be below the low one."""
+        ledger = self._file.ledger
+        return frozenset() if ledger is None else frozenset(ledger.stalled.copy())
 
     # ------------------------------------------------------------------------------------- chores, run in the thread
     def open(self, level: Durability, clock: Ratchet) -> None:
@@ -169,7 +181,9 @@ class Writer:
         due = self._due_at is not None and now >= self._due_at
         if heard or due or self._look_again or self._changed():
             self._look_again = self._due_known = False
-            return list(dict.fromkeys([*self._waiting.looks(), *self._waiting.overdue(now)]))
+            ledger = self._file.ledger
+            looks = self._waiting.looks(lambda queue: ledger is not None and keeps(ledger, queue))
+            return list(dict.fromkeys([*looks, *self._waiting.overdue(now)]))
         return self._waiting.overdue(now)
 
     def _sleep(self) -> bool:
@@ -215,7 +229,7 @@ class Writer:
         try:
             for name, first in self._waiting.queues:
                 queue = ledger.by_name.get(name)
-                due = None if queue is None or queue.paused else ledger.sql(NEXT_DUE, (queue.n,)).get
+                due = None if queue is None or queue.paused else _next_instant(ledger, queue, first.time.now_ms())
                 if due is not None:
                     soonest.append(time.monotonic() + max(0.0, (due - first.time.now_ms()) / 1000))
         except apsw.Error:
@@ -350,6 +364,8 @@ class Writer:
         try:
             operation.value = operation.run(ledger)
             operation.error = None
+            if ledger.flow.stirred:
+                ledger.flow.refresh()
         except apsw.Error:
             raise
         except BeltlineError as error:
@@ -382,7 +398,7 @@ class Writer:
                         continue
                     self._run(ledger, operation)
                     ran[operation] = None
-                    if key[0] == "q" and operation.short:
+                    if key[0] == "q" and operation.short and not keeps(ledger, key[1:]):
                         break  # nothing is left for those behind it
 
     def _finished(self, operations: list[Operation]) -> list[Operation]:
@@ -402,3 +418,25 @@ class Writer:
                 self._waiting.release(operation)
             finished.append(operation)
         return finished
+
+
+def _next_instant(ledger: Ledger, queue: Queue, now: int) -> float | None:
+    """When (ms) time alone will bring something to it; None: never."""
+    if not queue.limited and not ledger.tally(queue.n).flow:
+        due: int | None = ledger.sql(NEXT_DUE, (queue.n,)).get
+        return due
+    shut = ledger.flow.shape(queue.n).shut_until
+    if shut > now:
+        return shut
+    if queue.n in ledger.flow.refused:  # a lease that is over and may not start again must not keep us awake
+        due = ledger.sql(NEXT_BUT_OVER, (queue.n, now)).get
+    else:
+        due = ledger.sql(NEXT_DUE, (queue.n,)).get
+    soonest = min(math.inf if due is None else due, next_instant(ledger, queue, now))
+    return None if soonest == math.inf else soonest
+
+
+def keeps(ledger: Ledger, name: str) -> bool:
+    """Whether workers keep sticky keys of the queue: then what one of them does not find another one may."""
+    queue = ledger.by_name.get(name)
+    return queue is not None and bool(ledger.tally(queue.n).flow) and ledger.flow.shape(queue.n).sticky

@@ -7,11 +7,11 @@ from typing import Protocol
 from beltline.core.capabilities import Durability
 from beltline.core.clock import Clock
 from beltline.core.limits import MAX_BODY_BYTES
-from beltline.engines.protocol import Browse, Control, Engine, Fleet, Results, Runs, Upkeep
+from beltline.engines.protocol import Browse, Control, Engine, Explain, Fleet, Limits, Results, Runs, Schedules, Sizes, Upkeep
 from beltline.testing.clock import ManualClock
 
 
-class Full(Engine, Browse, Results, Control, Runs, Fleet, Upkeep, Protocol):
+class Full(Engine, Browse, Results, Control, Runs, Fleet, Sizes, Schedules, Limits, Explain, Upkeep, Protocol):
     """An engine with every power; a law says which of them it uses (`needs`)."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from beltline.core.codec import pack
+from beltline.core.flow import Claim, Flow, Limit, Unique
 from beltline.core.message import Delivery, Gather, Message, Part, Place, Receipt
 from beltline.core.names import ChainName, GatherId, MessageId, QueueName, RunId, StageName, TaskName, WorkerId
 from beltline.core.outcome import Ack, Cause, DeadLetter, Ended, Failure, Outcome, Release, RetryAfter, Settled, Settlement
@@ -95,6 +96,10 @@ async def ok(engine: Full, receipt: Receipt | Delivery, outcome: Outcome | None 
 
 async def retry(engine: Full, delivery: Delivery, delay_s: float = 0.0, *, lost: bool = False, error: Failure | None = None) -> None:
     await ok(engine, delivery, RetryAfter(delay_s=delay_s, failure=error or failure(), lost=lost))
+
+
+def retried(ran_s: float = 0.0, delay_s: float = 0.0) -> RetryAfter:
+    return RetryAfter(delay_s=delay_s, failure=failure(), ran_s=ran_s)
 
 
 async def release(engine: Full, delivery: Delivery, delay_s: float = 0.0, why: str = "") -> None:
@@ -220,6 +225,47 @@ async def answer(engine: Full, delivery: Delivery, value: object) -> None:
 
 def cancelled(note: str = "") -> Ack:
     return Ack(ended=Ended.CANCELLED, note=note)
+
+
+# -------------------------------------------------------------------------------------------------------------------- flow
+
+API = "api"
+
+
+def shaped(
+    queue: QueueName = WORK,
+    *,
+    tenant: str = "",
+    weight: float = 1.0,
+    claims: Sequence[Claim] = (),
+    sticky: str = "",
+    unique: Unique | None = None,
+    **fields: Any,
+) -> Message:
+    """A message that flow control looks at."""
+    return message(queue, flow=Flow(tenant=tenant, weight=weight, claims=tuple(claims), sticky=sticky, unique=unique), **fields)
+
+
+def limited(number: int = 1, queue: QueueName = WORK, *, key: str = "", limit: str = API, cost: float = 1.0, **fields: Any) -> list[Message]:
+    """So many messages that each need a start of one bucket."""
+    return [shaped(queue, claims=[Claim(limit, key, cost)], **fields) for _ in range(number)]
+
+
+async def set_limit(engine: Full, name: str = API, **numbers: float) -> None:
+    await engine.set_limit(Limit(name=name, **numbers))
+
+
+async def wait_for_one(engine: Full, queue: QueueName = WORK, *, wait_s: float = 20.0) -> list[Delivery]:
+    """Of an engine with a clock of its own. One that comes back early with nothing is asked again."""
+    async with asyncio.timeout(wait_s):
+        while not (deliveries := await engine.receive([queue], limit=1, lease_s=LEASE_S, wait_s=wait_s, worker=TWO)):
+            pass
+    return deliveries
+
+
+def tenants(deliveries: Sequence[Delivery]) -> str:
+    """Whose they are, in the order they came; "-" = nobody's."""
+    return "".join((delivery.message.flow.tenant if delivery.message.flow is not None else "") or "-" for delivery in deliveries)
 
 
 # ------------------------------------------------------------------------------------------------------------- concurrency

@@ -16,13 +16,15 @@ import pytest
 
 from beltline.core.capabilities import require
 from beltline.core.errors import Unsupported
-from beltline.engines.protocol import Browse, Control, Engine, Fleet, Results, Runs, Transactional, Upkeep
+from beltline.engines.protocol import Browse, Control, Engine, Explain, Fleet, Limits, Results, Runs, Schedules, Sizes, Transactional, Upkeep
 from beltline.testing.conformance.harness import Harness, Time
 from beltline.testing.conformance.kit import QUEUES, specs
 
 LIMIT_S = 30.0  # no test of a law needs a tenth of it; a stuck one says so instead of hanging the run
 PACKAGE = __name__.rpartition(".")[0]
-POWERS: dict[str, type] = {power.__name__: power for power in (Browse, Results, Control, Runs, Fleet, Upkeep, Transactional)}
+POWERS: dict[str, type] = {
+    power.__name__: power for power in (Browse, Results, Control, Runs, Fleet, Sizes, Schedules, Limits, Explain, Upkeep, Transactional)
+}
 
 Test = Callable[..., Awaitable[None]]
 

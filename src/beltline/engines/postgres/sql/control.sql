@@ -6,7 +6,7 @@
 -- Lock all that these messages stand on, in the order a settle comes by: leases (and the dead), lanes (also those of the same groups in queue
 -- p_goal), then what whoever holds a lane may put in its place, then runs (unless nothing ends). Returns the runs, to be judged at the end.
 -- A row that moves meanwhile may stay unlocked: this prevents deadlocks, `_remove` decides.
-CREATE FUNCTION beltline._hold(p_ids uuid[], p_goal int DEFAULT NULL, p_with_runs boolean DEFAULT true) RETURNS uuid[] LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline._hold(p_ids uuid[], p_goal int DEFAULT NULL, p_with_runs boolean DEFAULT true) RETURNS uuid[] LANGUAGE plpgsql AS $$
 DECLARE v_lane record; v_grouped uuid[]; v_runs uuid[];
 BEGIN
   PERFORM FROM beltline.lease WHERE id = ANY(p_ids) ORDER BY id FOR UPDATE;
@@ -26,24 +26,25 @@ BEGIN
   PERFORM FROM beltline.blocked WHERE id = ANY(p_ids) ORDER BY id FOR UPDATE;
   PERFORM FROM beltline.delayed WHERE id = ANY(p_ids) ORDER BY id FOR UPDATE;
   PERFORM FROM beltline.ready WHERE id = ANY(p_ids) ORDER BY id FOR UPDATE;
+  PERFORM FROM beltline.flow_ready WHERE id = ANY(p_ids) ORDER BY id FOR UPDATE;
   PERFORM beltline._runs(v_runs) WHERE p_with_runs AND v_runs IS NOT NULL;
   RETURN v_runs;
 END $$;
 
 -- End these without a settlement, as far as they stand in one of p_states (2: only a lease that is over), p_expired: and are. Returns how many; one that a
 -- failing run took along counts, because it was meant to end.
-CREATE FUNCTION beltline._end_all(p_now bigint, p_ids uuid[], p_states smallint[], p_outcome smallint, p_why text, p_expired boolean DEFAULT false)
+CREATE OR REPLACE FUNCTION beltline._end_all(p_now bigint, p_ids uuid[], p_states smallint[], p_outcome smallint, p_why text, p_expired boolean DEFAULT false)
   RETURNS int LANGUAGE plpgsql AS $$
-DECLARE v_runs uuid[] := beltline._hold(p_ids); v_count int; v_id uuid; f beltline.fact;
+DECLARE v_runs uuid[] := beltline._hold(p_ids); v_left int[]; v_count int; v_id uuid; f beltline.fact;
 BEGIN
-  WITH   -- the plain ones, without group and run, all at once
-  r AS (DELETE FROM beltline.ready WHERE id = ANY(p_ids) AND 1 = ANY(p_states) AND flags & 3 = 0 AND (NOT p_expired OR expires <= p_now)
+  WITH   -- the plain ones, without group, run and lane, all at once
+  r AS (DELETE FROM beltline.ready WHERE id = ANY(p_ids) AND 1 = ANY(p_states) AND flags & 11 = 0 AND (NOT p_expired OR expires <= p_now)
     RETURNING 1 AS state, seq, id, queue, epoch, failed, lost, flags, why, error),
-  d AS (DELETE FROM beltline.delayed WHERE id = ANY(p_ids) AND 0 = ANY(p_states) AND flags & 3 = 0 AND (NOT p_expired OR expires <= p_now)
+  d AS (DELETE FROM beltline.delayed WHERE id = ANY(p_ids) AND 0 = ANY(p_states) AND flags & 11 = 0 AND (NOT p_expired OR expires <= p_now)
     RETURNING 0 AS state, seq, id, queue, epoch, failed, lost, flags, why, error),
-  l AS (DELETE FROM beltline.lease WHERE id = ANY(p_ids) AND 2 = ANY(p_states) AND flags & 3 = 0 AND NOT p_expired AND due <= p_now
+  l AS (DELETE FROM beltline.lease WHERE id = ANY(p_ids) AND 2 = ANY(p_states) AND flags & 11 = 0 AND NOT p_expired AND due <= p_now
     RETURNING 2 AS state, seq, id, queue, epoch, failed, lost, flags, NULL::text AS why, error),
-  x AS (DELETE FROM beltline.dead WHERE id = ANY(p_ids) AND 4 = ANY(p_states) AND flags & 3 = 0 AND NOT p_expired
+  x AS (DELETE FROM beltline.dead WHERE id = ANY(p_ids) AND 4 = ANY(p_states) AND flags & 11 = 0 AND NOT p_expired
     RETURNING 4 AS state, seq, id, queue, epoch, failed, lost, flags, NULL::text AS why, error),
   gone AS (TABLE r UNION ALL TABLE d UNION ALL TABLE l UNION ALL TABLE x),
   counted AS (INSERT INTO beltline.delta(queue, ready, delayed, leased, dead, done, parked)
@@ -51,17 +52,19 @@ BEGIN
       -count(*) FILTER (WHERE state = 4), count(*), -count(*) FILTER (WHERE beltline._is_parked(why)) FROM gone GROUP BY queue),
   ended AS (INSERT INTO beltline.done(id, ended, seq, queue, epoch, failed, lost, outcome, flags, why, error)
     SELECT id, p_now, seq, queue, epoch, failed, lost, p_outcome, flags, p_why, error FROM gone RETURNING 1)
-  SELECT count(*) INTO v_count FROM ended;
+  SELECT count(*), (SELECT array_agg(queue) FROM l) INTO v_count, v_left FROM ended;
+  PERFORM beltline._left(q, 1) FROM unnest(v_left) q;
   IF 2 = ANY(p_states) THEN
     DELETE FROM beltline.asked WHERE id = ANY(p_ids) AND EXISTS (SELECT FROM beltline.done d WHERE d.id = asked.id);
   END IF;
-  FOR v_id IN SELECT id FROM beltline.body WHERE id = ANY(p_ids) AND flags & 3 <> 0 ORDER BY seq LOOP
+  FOR v_id IN SELECT id FROM beltline.body WHERE id = ANY(p_ids) AND flags & 11 <> 0 ORDER BY seq LOOP
     f := beltline._find(v_id);
     IF f.state = 3 THEN
       v_count := v_count + 1;
     ELSIF f.state = ANY(p_states) AND (f.state <> 2 OR f.due <= p_now) AND (NOT p_expired OR f.expires <= p_now) THEN
       f := beltline._remove(v_id, ARRAY[f.state]);
       IF f.id IS NOT NULL THEN
+        PERFORM beltline._left(f.queue, 1) WHERE f.state = 2;
         PERFORM beltline._end(p_now, f, p_outcome, p_why);
         v_count := v_count + 1;
       END IF;
@@ -72,10 +75,10 @@ BEGIN
 END $$;
 
 -- The stages before that stand still because of this queue may have room again.
-CREATE FUNCTION beltline._lighter(p_queue int) RETURNS void LANGUAGE sql AS $$ SELECT beltline._woken(queue) FROM beltline.stalled WHERE feed = p_queue $$;
+CREATE OR REPLACE FUNCTION beltline._lighter(p_queue int) RETURNS void LANGUAGE sql AS $$ SELECT beltline._woken(queue) FROM beltline.stalled WHERE feed = p_queue $$;
 
 -- Dead letters that match (NULL: any), behind place p_after, first sent first. Planned anew each time: what is NULL drops out of the plan.
-CREATE FUNCTION beltline._dead(
+CREATE OR REPLACE FUNCTION beltline._dead(
   p_ids uuid[], p_queues text[], p_tasks text[], p_runs uuid[], p_group bytea, p_error text, p_sent_from bigint, p_sent_before bigint,
   p_after bigint, p_limit int,
   OUT ids uuid[], OUT last bigint) LANGUAGE plpgsql AS $$
@@ -96,9 +99,9 @@ END $$;
 -- ------------------------------------------------------------------------------------------------------------- queues
 -- p_seen: the version of the declarations the caller has read; the feeds are those of all queues, which only he can read out of the specs. False: somebody
 -- else has declared meanwhile, read again. Feeds of queues that nobody has declared yet are left out until somebody does.
-CREATE FUNCTION beltline.declare(
+CREATE OR REPLACE FUNCTION beltline.declare(
   p_now bigint, p_seen bigint, p_name text[], p_spec bytea[], p_max_backlog float8[], p_high_water float8[], p_low_water float8[], p_ageing_ms bigint[],
-  p_max_deliveries int[], p_skip_dead boolean[], p_feed_of text[], p_feed text[], p_fan_out int[])
+  p_max_deliveries int[], p_skip_dead boolean[], p_feed_of text[], p_feed text[], p_fan_out int[], p_flow jsonb[] DEFAULT NULL)
   RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_now bigint := beltline._now(p_now); v_queue record; v_n int; v_skip boolean; v_turned int[] := '{}'; v_groups bytea[];
 BEGIN
@@ -134,6 +137,7 @@ BEGIN
   put AS (INSERT INTO beltline.feed(queue, feed, fan_out) SELECT queue, feed, fan_out FROM wanted
     ON CONFLICT (queue, feed) DO UPDATE SET fan_out = EXCLUDED.fan_out WHERE feed.fan_out <> EXCLUDED.fan_out)
   UPDATE beltline.queue q SET feeds = NOT q.feeds WHERE q.feeds <> EXISTS (SELECT FROM wanted w WHERE w.queue = q.n);
+  PERFORM beltline._flow_declare(q.n, i.flow) FROM unnest(p_name, p_flow) AS i(name, flow) JOIN beltline.queue q ON q.name = i.name WHERE i.flow IS NOT NULL;
   FOREACH v_n IN ARRAY v_turned LOOP
     SELECT array_agg(group_key ORDER BY group_key) INTO v_groups FROM beltline.lane WHERE queue = v_n;
     PERFORM beltline._lanes(v_n, v_groups) WHERE v_groups IS NOT NULL;
@@ -144,7 +148,7 @@ BEGIN
 END $$;
 
 -- NULL: not declared.
-CREATE FUNCTION beltline.pause(p_now bigint, p_queue text, p_paused boolean) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline.pause(p_now bigint, p_queue text, p_paused boolean) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE v_n int := (SELECT n FROM beltline.queue WHERE name = p_queue);
 BEGIN
   IF v_n IS NULL THEN
@@ -152,13 +156,14 @@ BEGIN
   END IF;
   PERFORM beltline._unsealed(seal, 0) FROM beltline.clock;
   UPDATE beltline.queue SET paused = p_paused WHERE n = v_n AND paused <> p_paused;
+  PERFORM beltline._reopen(v_n) WHERE NOT p_paused;
   PERFORM beltline._woken(v_n);
   RETURN p_paused;
 END $$;
 
 -- One piece: up to p_limit messages of the queue that are neither done nor leased, sent before place p_before (NULL: before now; the answer says which place
 -- that is). count NULL: not declared.
-CREATE FUNCTION beltline.purge(p_now bigint, p_queue text, p_before bigint, p_limit int, OUT count int, OUT more boolean, OUT before bigint)
+CREATE OR REPLACE FUNCTION beltline.purge(p_now bigint, p_queue text, p_before bigint, p_limit int, OUT count int, OUT more boolean, OUT before bigint)
   LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_now bigint := beltline._now(p_now); v_n int := (SELECT n FROM beltline.queue WHERE name = p_queue); v_ids uuid[];
 BEGIN
@@ -169,6 +174,7 @@ BEGIN
   SELECT array_agg(id) INTO v_ids FROM (
     SELECT id FROM beltline.delayed WHERE queue = v_n AND seq < before
     UNION ALL SELECT id FROM beltline.ready WHERE queue = v_n AND seq < before
+    UNION ALL SELECT id FROM beltline.flow_ready WHERE queue = v_n AND seq < before
     UNION ALL SELECT id FROM beltline.blocked WHERE queue = v_n AND seq < before
     UNION ALL SELECT id FROM beltline.dead WHERE queue = v_n AND seq < before
     UNION ALL SELECT id FROM beltline.lease WHERE queue = v_n AND due <= v_now AND seq < before
@@ -180,7 +186,7 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------- messages
 -- The state each is in afterwards, NULL if nobody knows it.
-CREATE FUNCTION beltline.cancel(p_now bigint, p_ids uuid[], p_reason text) RETURNS smallint[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+CREATE OR REPLACE FUNCTION beltline.cancel(p_now bigint, p_ids uuid[], p_reason text) RETURNS smallint[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_now bigint := beltline._now(p_now); v_runs uuid[] := beltline._hold(p_ids); v_states smallint[] := '{}'; v_id uuid;
 BEGIN
   FOREACH v_id IN ARRAY p_ids LOOP   -- one by one: cancelling a part may fail its run and end the next of them
@@ -191,7 +197,7 @@ BEGIN
 END $$;
 
 -- False: no such run. One that has ended, or is given up already, is left as it is.
-CREATE FUNCTION beltline.cancel_run(p_now bigint, p_run uuid, p_reason text) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+CREATE OR REPLACE FUNCTION beltline.cancel_run(p_now bigint, p_run uuid, p_reason text) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_now bigint := beltline._now(p_now); v_state smallint;
 BEGIN
   IF NOT EXISTS (SELECT FROM beltline.run WHERE id = p_run) THEN
@@ -207,7 +213,7 @@ BEGIN
 END $$;
 
 -- Delayed messages are ready now. Returns how many were not yet.
-CREATE FUNCTION beltline.hurry(p_now bigint, p_ids uuid[]) RETURNS int LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+CREATE OR REPLACE FUNCTION beltline.hurry(p_now bigint, p_ids uuid[]) RETURNS int LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_now bigint := beltline._now(p_now); v_count int := 0; v_id uuid; f beltline.fact; v_group bytea;
 BEGIN
   PERFORM beltline._hold(p_ids, NULL, false);
@@ -219,6 +225,7 @@ BEGIN
     PERFORM beltline._moved(f.queue, 0, 1, CASE WHEN beltline._is_parked(f.why) THEN -1 ELSE 0 END);
     SELECT beltline._rank(f.queue, v_now, prio), group_key INTO f.rank, v_group FROM beltline.body WHERE id = v_id;
     f.state := 1; f.since := v_now; f.why := NULL;
+    PERFORM beltline._flow_moved(ARRAY[v_id], 0, 1) WHERE f.flags & 8 <> 0;
     IF f.blocked THEN
       PERFORM beltline._put_blocked(f, f.queue, v_group);
     ELSE
@@ -232,7 +239,7 @@ END $$;
 
 -- One piece: up to p_limit dead letters behind place p_after are ready again, in queue p_target (NULL: their own). ids: those redriven, first sent first;
 -- last: where to go on, 0 at the end. NULL: the target is not declared. Those of a run that was given up stay dead.
-CREATE FUNCTION beltline.redrive(
+CREATE OR REPLACE FUNCTION beltline.redrive(
   p_now bigint, p_ids uuid[], p_queues text[], p_tasks text[], p_runs uuid[], p_group bytea, p_error text, p_sent_from bigint, p_sent_before bigint,
   p_limit int, p_target text, p_after bigint, OUT ids uuid[], OUT last bigint) LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -267,6 +274,7 @@ BEGIN
     ELSE
       PERFORM beltline._count(v_queue, 0, 0, 0, -1, 0, 0), beltline._count(v_to, 1, 0, 0, 0, 0, 0);
     END IF;
+    PERFORM beltline._flow_redriven(f.id, v_to, b.prio) WHERE f.flags & 8 <> 0;
     IF b.group_key IS NULL THEN
       PERFORM beltline._put_ready(v_now, f, v_to);
     ELSE   -- it stands behind first; then the right one stands in the queue
@@ -277,12 +285,12 @@ BEGIN
     ids := array_append(ids, b.id);
   END LOOP;
   DELETE FROM beltline.asked WHERE id = ANY(ids);
-  PERFORM beltline._woken(queue) FROM (SELECT DISTINCT queue FROM beltline.ready WHERE id = ANY(ids)) woken;
+  PERFORM beltline._woken(queue) FROM (SELECT queue FROM beltline.ready WHERE id = ANY(ids) UNION SELECT queue FROM beltline.flow_ready WHERE id = ANY(ids)) woken;
   PERFORM beltline._judge(v_now, v_runs) WHERE v_runs IS NOT NULL;
 END $$;
 
 -- One piece: end dead letters for good, first sent first.
-CREATE FUNCTION beltline.delete_dead(
+CREATE OR REPLACE FUNCTION beltline.delete_dead(
   p_now bigint, p_ids uuid[], p_queues text[], p_tasks text[], p_runs uuid[], p_group bytea, p_error text, p_sent_from bigint, p_sent_before bigint,
   p_limit int, OUT count int, OUT more boolean) LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_now bigint := beltline._now(p_now); v_found uuid[];
@@ -293,7 +301,7 @@ BEGIN
 END $$;
 
 -- Replace the body of a dead or delayed message; p_body NULL: only look. -1: it can be, or is, edited; else the state it is shown in; NULL: nobody knows it.
-CREATE FUNCTION beltline.edit(p_now bigint, p_id uuid, p_body bytea) RETURNS smallint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+CREATE OR REPLACE FUNCTION beltline.edit(p_now bigint, p_id uuid, p_body bytea) RETURNS smallint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_now bigint := beltline._now(p_now); f beltline.fact; v_size int;
 BEGIN
   PERFORM FROM beltline.dead WHERE id = p_id FOR UPDATE;
@@ -313,7 +321,7 @@ END $$;
 
 -- ------------------------------------------------------------------------------------------------------------- deliveries and workers
 -- Per note: whether the receipt held, and so was written. Of two notes of one delivery the last one stays.
-CREATE FUNCTION beltline.progress(p_ids uuid[], p_epochs int[], p_values bytea[]) RETURNS boolean[] LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION beltline.progress(p_ids uuid[], p_epochs int[], p_values bytea[]) RETURNS boolean[] LANGUAGE plpgsql
   SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_held uuid[]; v_answers boolean[];
 BEGIN
@@ -330,9 +338,10 @@ BEGIN
   RETURN v_answers;
 END $$;
 
-CREATE FUNCTION beltline.beat(p_now bigint, p_id text, p_data bytea) RETURNS void LANGUAGE sql AS $$
-  INSERT INTO beltline.worker(id, seen, data) VALUES (p_id, beltline._now(p_now, 1), p_data)
-    ON CONFLICT (id) DO UPDATE SET seen = EXCLUDED.seen, data = EXCLUDED.data
+-- up, queues: who may keep sticky keys of which queues.
+CREATE OR REPLACE FUNCTION beltline.beat(p_now bigint, p_id text, p_data bytea, p_up boolean DEFAULT false, p_queues text[] DEFAULT '{}') RETURNS void LANGUAGE sql AS $$
+  INSERT INTO beltline.worker(id, seen, data, up, queues) VALUES (p_id, beltline._now(p_now, 1), p_data, p_up, p_queues)
+    ON CONFLICT (id) DO UPDATE SET seen = EXCLUDED.seen, data = EXCLUDED.data, up = EXCLUDED.up, queues = EXCLUDED.queues
 $$;
 
-CREATE FUNCTION beltline.forget(p_now bigint, p_id text) RETURNS void LANGUAGE sql AS $$ DELETE FROM beltline.worker WHERE id = p_id $$;
+CREATE OR REPLACE FUNCTION beltline.forget(p_now bigint, p_id text) RETURNS void LANGUAGE sql AS $$ DELETE FROM beltline.worker WHERE id = p_id $$;

@@ -2,7 +2,7 @@
 -- Each page is one call: the seal that tells where the next page begins, and what is not there yet, in one transaction.
 
 -- False: the seal is not p_before (NULL: none), nothing was written. p_level: that of p_after.
-CREATE FUNCTION beltline.set_seal(p_before text, p_after text, p_level int) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline.set_seal(p_before text, p_after text, p_level int) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
   PERFORM FROM beltline.clock FOR UPDATE;   -- one at a time
   IF (SELECT value FROM beltline.meta WHERE key = 'seal') IS DISTINCT FROM p_before THEN
@@ -16,7 +16,7 @@ BEGIN
 END $$;
 
 -- ------------------------------------------------------------------------------------------------------------- out
-CREATE FUNCTION beltline.take_messages(p_after bigint, p_limit int) RETURNS TABLE(
+CREATE OR REPLACE FUNCTION beltline.take_messages(p_after bigint, p_limit int) RETURNS TABLE(
   seq bigint, id uuid, state int, blocked boolean, queue text, task text, group_key bytea, run uuid, head bytea, body bytea, sent bigint, epoch int, failed int, lost int,
   rank bigint, since bigint, due bigint, expires bigint, started bigint, worker text, ran float8, outcome int, result bytea, result_until bigint, why text, error text,
   asked text, progress bytea) LANGUAGE sql STABLE SET enable_seqscan = off SET jit = off AS $$
@@ -26,6 +26,7 @@ CREATE FUNCTION beltline.take_messages(p_after bigint, p_limit int) RETURNS TABL
       SELECT 3 AS state, false AS blocked, queue, epoch, failed, lost, 0::bigint AS rank, 0::bigint AS since, ended AS due, NULL::bigint AS expires, started, worker, ran,
           outcome::int AS outcome, result, result_until, why, error FROM beltline.done WHERE id = b.id
       UNION ALL SELECT 1, false, queue, epoch, failed, lost, rank, since, since, expires, NULL, NULL, NULL, NULL, NULL, NULL, why, error FROM beltline.ready WHERE id = b.id
+      UNION ALL SELECT 1, false, queue, epoch, failed, lost, rank, since, since, expires, NULL, NULL, NULL, NULL, NULL, NULL, why, error FROM beltline.flow_ready WHERE id = b.id
       UNION ALL SELECT 2, false, queue, epoch, failed, lost, rank, since, due, NULL, started, worker, NULL, NULL, NULL, NULL, NULL, error FROM beltline.lease WHERE id = b.id
       UNION ALL SELECT 0, false, queue, epoch, failed, lost, rank, since, since, expires, NULL, NULL, NULL, NULL, NULL, NULL, why, error FROM beltline.delayed WHERE id = b.id
       UNION ALL SELECT was, true, queue, epoch, failed, lost, rank, since, since, expires, NULL, NULL, NULL, NULL, NULL, NULL, why, error FROM beltline.blocked WHERE id = b.id
@@ -38,15 +39,15 @@ CREATE FUNCTION beltline.take_messages(p_after bigint, p_limit int) RETURNS TABL
 $$;
 
 -- ------------------------------------------------------------------------------------------------------------- in
-CREATE FUNCTION beltline.put_queues(
+CREATE OR REPLACE FUNCTION beltline.put_queues(
   p_before text, p_after text, p_level int, p_now bigint, p_seen bigint, p_name text[], p_spec bytea[], p_max_backlog float8[], p_high_water float8[], p_low_water float8[],
   p_ageing_ms bigint[], p_max_deliveries int[], p_skip_dead boolean[], p_feed_of text[], p_feed text[], p_fan_out int[], p_paused boolean[], p_done bigint[],
-  p_hand_outs bigint, p_next bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+  p_hand_outs bigint, p_next bigint, p_flow jsonb[] DEFAULT NULL) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
   IF NOT beltline.set_seal(p_before, p_after, p_level) THEN
     RETURN false;
   END IF;
-  IF NOT beltline.declare(p_now, p_seen, p_name, p_spec, p_max_backlog, p_high_water, p_low_water, p_ageing_ms, p_max_deliveries, p_skip_dead, p_feed_of, p_feed, p_fan_out) THEN
+  IF NOT beltline.declare(p_now, p_seen, p_name, p_spec, p_max_backlog, p_high_water, p_low_water, p_ageing_ms, p_max_deliveries, p_skip_dead, p_feed_of, p_feed, p_fan_out, p_flow) THEN
     RAISE EXCEPTION 'somebody declares at the same time' USING ERRCODE = 'serialization_failure';
   END IF;
   UPDATE beltline.queue q SET paused = i.paused FROM unnest(p_name, p_paused) AS i(name, paused) WHERE q.name = i.name;
@@ -57,7 +58,7 @@ BEGIN
   RETURN true;
 END $$;
 
-CREATE FUNCTION beltline.put_runs(
+CREATE OR REPLACE FUNCTION beltline.put_runs(
   p_before text, p_after text, p_level int, p_id uuid[], p_chain text[], p_state smallint[], p_open int[], p_dead int[], p_entered bigint[], p_ended bigint[],
   p_result bytea[], p_until bigint[], p_why text[], p_failure bytea[]) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
@@ -75,12 +76,12 @@ BEGIN
 END $$;
 
 -- What the gathers send, and the gathers, as `send` gets them. x: a row per gather; y: a row per part.
-CREATE FUNCTION beltline.put_gathers(
+CREATE OR REPLACE FUNCTION beltline.put_gathers(
   p_before text, p_after text, p_level int, p_queues text[], p_tasks text[], p_chains text[],
   p_id uuid[], p_queue int[], p_task int[], p_prio smallint[], p_due bigint[], p_delay bigint[], p_expires bigint[], p_group bytea[], p_dedup bytea[],
   p_dedup_ms bigint[], p_run uuid[], p_chain int[], p_gather uuid[], p_part int[], p_head bytea[], p_body bytea[],
   g_id uuid[], g_run uuid[], g_chain text[], g_expected int[], g_on_dead smallint[], g_outer uuid[], g_outer_part int[], g_ttl bigint[], g_data bytea[], g_then int[],
-  g_prefix bytea[], g_suffix bytea[], x_missing int[], x_dead int[], x_fired boolean[], y_gather uuid[], y_part int[], y_dead boolean[], y_value bytea[])
+  g_prefix bytea[], g_suffix bytea[], x_missing int[], x_dead int[], x_fired boolean[], y_gather uuid[], y_part int[], y_dead boolean[], y_value bytea[], p_flow jsonb[] DEFAULT NULL)
   RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE v_items beltline.item[]; v_gathers beltline.opened[]; v_new uuid[];
 BEGIN
@@ -88,7 +89,7 @@ BEGIN
     RETURN false;
   END IF;
   v_items := beltline._items(beltline._queues(p_queues), p_tasks, p_chains, NULL, p_id, p_queue, p_task, p_prio, p_due, p_delay, p_expires, p_group, p_dedup, p_dedup_ms,
-    p_run, p_chain, p_gather, p_part, p_head, p_body);
+    p_run, p_chain, p_gather, p_part, p_head, p_body, p_flow);
   v_gathers := beltline._gathers(v_items, NULL, g_id, g_run, g_chain, g_expected, g_on_dead, g_outer, g_outer_part, g_ttl, g_data, g_then, g_prefix, g_suffix);
   WITH new AS (
     INSERT INTO beltline.gather(id, run, outer_gather, ttl, expected, missing, dead, outer_part, on_dead, fired, data, then_item, prefix, suffix)
@@ -104,13 +105,14 @@ BEGIN
 END $$;
 
 -- p: a row per message; a: a row per attempt.
-CREATE FUNCTION beltline.put_messages(
+CREATE OR REPLACE FUNCTION beltline.put_messages(
   p_before text, p_after text, p_level int,
   p_id uuid[], p_seq bigint[], p_state smallint[], p_blocked boolean[], p_queue text[], p_task text[], p_prio smallint[], p_group bytea[], p_run uuid[], p_gather uuid[],
   p_part int[], p_head bytea[], p_body bytea[], p_sent bigint[], p_epoch int[], p_failed int[], p_lost int[], p_rank bigint[], p_since bigint[], p_due bigint[],
   p_expires bigint[], p_started bigint[], p_worker text[], p_ran float4[], p_outcome smallint[], p_result bytea[], p_until bigint[], p_why text[], p_error text[],
   p_asked text[], p_progress bytea[],
-  a_id uuid[], a_epoch int[], a_outcome text[], a_worker text[], a_started bigint[], a_ended bigint[], a_ran float8[], a_note text[], a_failure bytea[])
+  a_id uuid[], a_epoch int[], a_outcome text[], a_worker text[], a_started bigint[], a_ended bigint[], a_ran float8[], a_note text[], a_failure bytea[],
+  p_flow jsonb[] DEFAULT NULL)
   RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_new uuid[];
 BEGIN
@@ -118,20 +120,22 @@ BEGIN
     RETURN false;
   END IF;
   INSERT INTO beltline.name(text) SELECT DISTINCT w FROM unnest(p_worker || a_worker) w WHERE w IS NOT NULL ON CONFLICT DO NOTHING;
+  PERFORM beltline._flow_lanes(array_agg(q.n), array_agg(i.flow), array_agg(i.prio)) FROM unnest(p_queue, p_flow, p_prio, p_state) AS i(queue, flow, prio, state)
+    JOIN beltline.queue q ON q.name = i.queue WHERE i.state <> 3 AND beltline._is_shaped(i.flow) HAVING count(*) > 0;
   WITH m AS MATERIALIZED (
     SELECT i.*, q.n AS queue, w.n AS worker,
-        ((i.group_key IS NOT NULL)::int + 2 * (i.run IS NOT NULL)::int + 4 * (i.gather IS NOT NULL)::int)::smallint AS flags
+        ((i.group_key IS NOT NULL)::int + 2 * (i.run IS NOT NULL)::int + 4 * (i.gather IS NOT NULL)::int + 8 * coalesce(beltline._is_shaped(i.flow), false)::int)::smallint AS flags
       FROM unnest(p_id, p_seq, p_state, p_blocked, p_queue, p_task, p_prio, p_group, p_run, p_gather, p_part, p_head, p_body, p_sent, p_epoch, p_failed, p_lost, p_rank,
-          p_since, p_due, p_expires, p_started, p_worker, p_ran, p_outcome, p_result, p_until, p_why, p_error, p_asked, p_progress)
+          p_since, p_due, p_expires, p_started, p_worker, p_ran, p_outcome, p_result, p_until, p_why, p_error, p_asked, p_progress, p_flow)
         AS i(id, seq, state, blocked, queue_name, task, prio, group_key, run, gather, part, head, body, sent, epoch, failed, lost, rank,
-          since, due, expires, started, worker_name, ran, outcome, result, result_until, why, error, reason, value)
+          since, due, expires, started, worker_name, ran, outcome, result, result_until, why, error, reason, value, flow)
       JOIN beltline.queue q ON q.name = i.queue_name LEFT JOIN beltline.name w ON w.text = i.worker_name),
   kept AS (
     INSERT INTO beltline.body(id, seq, sent, queue, prio, flags, expires, part, run, gather, task, group_key, head, body)
       SELECT id, seq, sent, queue, prio, flags, expires, part, run, gather, task, group_key, head, body FROM m ON CONFLICT (id) DO NOTHING RETURNING id),
   new AS (SELECT m.* FROM m JOIN kept ON kept.id = m.id),
   r AS (INSERT INTO beltline.ready(rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error)
-    SELECT rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error FROM new WHERE state = 1 AND NOT blocked),
+    SELECT rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error FROM new WHERE state = 1 AND NOT blocked),   -- those with a lane go on into it
   d AS (INSERT INTO beltline.delayed(rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error)
     SELECT rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error FROM new WHERE state = 0 AND NOT blocked),
   b AS (INSERT INTO beltline.blocked(rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error, was, group_key)
@@ -151,6 +155,9 @@ BEGIN
     SELECT queue, count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 0), count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 4), 0,
         count(*) FILTER (WHERE state <= 1 AND beltline._is_parked(why)) FROM new WHERE state <> 3 GROUP BY queue)   -- the done ones were counted with their queue
   SELECT array_agg(id) INTO v_new FROM new;
+  IF p_flow IS NOT NULL THEN
+    PERFORM beltline._flow_arrived(v_new, p_id, p_flow);
+  END IF;
   INSERT INTO beltline.attempt(id, started, ended, epoch, worker, ran, outcome, note, failure)
     SELECT a.id, a.started, a.ended, a.epoch, w.n, a.ran, a.outcome, a.note, a.failure
       FROM unnest(a_id, a_epoch, a_outcome, a_worker, a_started, a_ended, a_ran, a_note, a_failure) WITH ORDINALITY
@@ -159,7 +166,7 @@ BEGIN
   RETURN true;
 END $$;
 
-CREATE FUNCTION beltline.put_keys(p_before text, p_after text, p_level int, p_queue text[], p_key bytea[], p_id uuid[], p_until bigint[]) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline.put_keys(p_before text, p_after text, p_level int, p_queue text[], p_key bytea[], p_id uuid[], p_until bigint[]) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
   IF NOT beltline.set_seal(p_before, p_after, p_level) THEN
     RETURN false;
@@ -169,7 +176,7 @@ BEGIN
   RETURN true;
 END $$;
 
-CREATE FUNCTION beltline.put_known(p_before text, p_after text, p_level int, p_id uuid[], p_ended bigint[]) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline.put_known(p_before text, p_after text, p_level int, p_id uuid[], p_ended bigint[]) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
   IF NOT beltline.set_seal(p_before, p_after, p_level) THEN
     RETURN false;

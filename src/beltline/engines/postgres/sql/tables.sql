@@ -106,6 +106,8 @@ CREATE TYPE beltline.fact AS (
   state smallint, blocked boolean, queue int, seq bigint, id uuid, rank bigint, since bigint, epoch int, failed int, lost int, flags smallint,
   expires bigint, why text, error text, due bigint, started bigint, worker int);
 
+CREATE TYPE beltline.answer AS (code int, ord int, id uuid, text text, number float8);   -- of `send`
+
 -- A gather on its way into the store: like a row of `gather`.
 CREATE TYPE beltline.opened AS (
   ord int, id uuid, run uuid, chain text, expected int, on_dead smallint, outer_gather uuid, outer_part int, ttl bigint, data bytea, then_item beltline.item,

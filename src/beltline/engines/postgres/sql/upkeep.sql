@@ -4,26 +4,27 @@
 -- finds it in one of the two. Until its body is gone, `ended` stands in `known` as ~ended, which is below 0: these are found by the index.
 
 -- Queues that time has something for: the engine calls `sweep` for each.
-CREATE FUNCTION beltline.to_sweep(p_now bigint) RETURNS int[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+CREATE OR REPLACE FUNCTION beltline.to_sweep(p_now bigint) RETURNS int[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_now bigint := beltline._now(p_now);
 BEGIN
-  RETURN ARRAY(SELECT n FROM beltline.queue q WHERE NOT paused AND (
+  RETURN ARRAY(SELECT n FROM beltline.queue q WHERE NOT paused AND NOT (gated AND beltline._shut_until(n) > v_now) AND (
     EXISTS (SELECT FROM beltline.delayed WHERE queue = q.n AND since <= v_now)
     OR EXISTS (SELECT FROM beltline.blocked WHERE queue = q.n AND was = 0 AND since <= v_now)
     OR EXISTS (SELECT FROM beltline.ready WHERE queue = q.n AND expires IS NOT NULL AND expires <= v_now)
     OR EXISTS (SELECT FROM beltline.delayed WHERE queue = q.n AND expires IS NOT NULL AND expires <= v_now)
     OR EXISTS (SELECT FROM beltline.blocked WHERE queue = q.n AND expires IS NOT NULL AND expires <= v_now)
+    OR gated AND EXISTS (SELECT FROM beltline.flow_ready WHERE queue = q.n AND expires IS NOT NULL AND expires <= v_now)
     OR EXISTS (SELECT FROM beltline.lease l WHERE queue = q.n AND due <= v_now
       AND (lost + 1 >= q.max_deliveries OR EXISTS (SELECT FROM beltline.asked a WHERE a.id = l.id)))) ORDER BY n);
 END $$;
 
 -- Due -> ready, expired -> done, poison -> dead, asked for and over -> cancelled. A lease that may be handed out again is left to the next receive.
-CREATE FUNCTION beltline.sweep(p_now bigint, p_queue int) RETURNS int LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+CREATE OR REPLACE FUNCTION beltline.sweep(p_now bigint, p_queue int) RETURNS int LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_now bigint := beltline._now(p_now); v_max int; v_paused boolean; v_count int; v_ids uuid[]; v_runs uuid[]; v_id uuid; f beltline.fact; v_reason text;
 BEGIN
   SELECT max_deliveries, paused INTO v_max, v_paused FROM beltline.queue WHERE n = p_queue;
-  IF v_paused IS DISTINCT FROM false THEN
+  IF v_paused IS DISTINCT FROM false OR beltline._shut_until(p_queue) > v_now THEN
     RETURN 0;
   END IF;
   v_count := beltline._turn(v_now, p_queue);
@@ -41,6 +42,7 @@ BEGIN
     CONTINUE WHEN f.state IS DISTINCT FROM 2 OR f.due > v_now OR (v_reason IS NULL AND f.lost + 1 < v_max);   -- renewed, settled or handed out meanwhile
     f := beltline._remove(v_id, '{2}');
     CONTINUE WHEN f.id IS NULL;
+    PERFORM beltline._left(p_queue, 1);
     PERFORM beltline._note(v_now, f, 'lost', 0, '', beltline._lease_over());
     f.lost := f.lost + 1;
     IF v_reason IS NOT NULL THEN
@@ -56,7 +58,7 @@ BEGIN
 END $$;
 
 -- One piece: at most p_limit of each kind. count: messages, runs, results and keys that were dropped; more: some kind filled its piece.
-CREATE FUNCTION beltline.retain(p_now bigint, p_history bigint, p_limit int, OUT count int, OUT more boolean) LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION beltline.retain(p_now bigint, p_history bigint, p_limit int, OUT count int, OUT more boolean) LANGUAGE plpgsql
   SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_now bigint := beltline._now(p_now); v_old bigint := v_now - p_history; v_forget bigint := v_now - 24 * 3600 * 1000;
@@ -79,6 +81,7 @@ BEGIN
     DELETE FROM beltline.attempt WHERE id = ANY(v_ids);
     DELETE FROM beltline.progress WHERE id = ANY(v_ids);
     DELETE FROM beltline.asked WHERE id = ANY(v_ids);
+    DELETE FROM beltline.flow_unique WHERE id = ANY(v_ids);
     DELETE FROM beltline.body WHERE id = ANY(v_forgotten);
   END IF;
   DELETE FROM beltline.known
@@ -115,10 +118,12 @@ BEGIN
   -- Groups nobody stands in. A lane without a head says nothing that could not be found again: whoever needs it makes it anew.
   DELETE FROM beltline.lane WHERE ctid = ANY(ARRAY(SELECT ctid FROM beltline.lane l WHERE head IS NULL
     AND NOT EXISTS (SELECT FROM beltline.blocked b WHERE b.queue = l.queue AND b.group_key = l.group_key) LIMIT p_limit FOR UPDATE SKIP LOCKED));
+
+  PERFORM beltline._flow_tidy(v_now, queue, p_limit) FROM beltline.flow;
 END $$;
 
 -- The insert-only counters become sums again: one at a time, whoever comes second has nothing to do. Returns how many rows went.
-CREATE FUNCTION beltline.rollup(p_now bigint) RETURNS int LANGUAGE plpgsql SET jit = off AS $$
+CREATE OR REPLACE FUNCTION beltline.rollup(p_now bigint) RETURNS int LANGUAGE plpgsql SET jit = off AS $$
 DECLARE v_count int; v_runs int;
 BEGIN
   IF NOT (SELECT pg_try_advisory_xact_lock(1111837780, tableoid::int) FROM beltline.clock) THEN   -- "BELT", and this schema's own

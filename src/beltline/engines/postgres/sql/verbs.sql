@@ -9,34 +9,38 @@
 -- ------------------------------------------------------------------------------------------------------------- send
 -- Messages as one array of items. An array that is NULL: all at their default. p_queues, p_tasks, p_chains: the distinct ones; p_queue, p_task, p_chain: which
 -- of them, from 1 (NULL: the first). p_parent: what becomes `ord` (NULL: the place in the batch).
-CREATE FUNCTION beltline._items(
+CREATE OR REPLACE FUNCTION beltline._items(
   p_queues int[], p_tasks text[], p_chains text[], p_parent int[], p_id uuid[], p_queue int[], p_task int[], p_prio smallint[], p_due bigint[], p_delay bigint[],
   p_expires bigint[], p_group bytea[], p_dedup bytea[], p_dedup_ms bigint[], p_run uuid[], p_chain int[], p_gather uuid[], p_part int[], p_head bytea[],
-  p_body bytea[]) RETURNS beltline.item[] LANGUAGE plpgsql IMMUTABLE AS $$
+  p_body bytea[], p_flow jsonb[] DEFAULT NULL) RETURNS beltline.item[] LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
   RETURN (SELECT array_agg(ROW(coalesce(i.parent, i.ord::int), i.id, p_queues[coalesce(i.queue, 1)], coalesce(i.prio, 0::smallint), i.due, i.delay, i.expires, i.dedup_ms, i.part, i.run, i.gather,
-      p_tasks[coalesce(i.task, 1)], CASE WHEN i.run IS NOT NULL THEN p_chains[coalesce(i.chain, 1)] END, i.group_key, i.dedup, i.head, i.body)::beltline.item ORDER BY i.ord)
-  FROM unnest(p_parent, p_id, p_queue, p_task, p_prio, p_due, p_delay, p_expires, p_group, p_dedup, p_dedup_ms, p_run, p_chain, p_gather, p_part, p_head, p_body)
-    WITH ORDINALITY AS i(parent, id, queue, task, prio, due, delay, expires, group_key, dedup, dedup_ms, run, chain, gather, part, head, body, ord));
+      p_tasks[coalesce(i.task, 1)], CASE WHEN i.run IS NOT NULL THEN p_chains[coalesce(i.chain, 1)] END, i.group_key, i.dedup, i.head, i.body, i.flow)::beltline.item ORDER BY i.ord)
+  FROM unnest(p_parent, p_id, p_queue, p_task, p_prio, p_due, p_delay, p_expires, p_group, p_dedup, p_dedup_ms, p_run, p_chain, p_gather, p_part, p_head, p_body, p_flow)
+    WITH ORDINALITY AS i(parent, id, queue, task, prio, due, delay, expires, group_key, dedup, dedup_ms, run, chain, gather, part, head, body, flow, ord));
 END $$;
 
 -- Write them, in this order, ids known before left out. Returns the ids that are new. Their runs are the caller's business.
-CREATE FUNCTION beltline._store(p_now bigint, p_items beltline.item[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
-DECLARE v_ids uuid[]; v_grouped boolean; v_lane record;
+CREATE OR REPLACE FUNCTION beltline._store(p_now bigint, p_items beltline.item[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
+DECLARE v_ids uuid[]; v_grouped boolean; v_shaped boolean; v_lane record;
 BEGIN
-  SELECT bool_or(group_key IS NOT NULL) INTO v_grouped FROM unnest(p_items);
+  SELECT bool_or(group_key IS NOT NULL), bool_or(flow IS NOT NULL AND beltline._is_shaped(flow)) INTO v_grouped, v_shaped FROM unnest(p_items);
   IF v_grouped THEN   -- the lock of a lane is held to the commit and `seq` drawn behind it: the order of a group is the order of the commits
     FOR v_lane IN SELECT queue, array_agg(group_key) AS groups FROM unnest(p_items) WHERE group_key IS NOT NULL GROUP BY queue ORDER BY queue LOOP
       PERFORM beltline._lanes(v_lane.queue, v_lane.groups);
     END LOOP;
   END IF;
+  IF v_shaped THEN
+    PERFORM beltline._flow_lanes(array_agg(queue), array_agg(flow), array_agg(prio)) FROM unnest(p_items) WHERE beltline._is_shaped(flow);
+  END IF;
   WITH new AS (
     INSERT INTO beltline.body(id, seq, sent, queue, prio, flags, due, expires, part, run, gather, task, group_key, head, body)
       SELECT i.id, nextval('beltline.place'), p_now, i.queue, i.prio,
-          (i.group_key IS NOT NULL)::int + 2 * (i.run IS NOT NULL)::int + 4 * (i.gather IS NOT NULL)::int,
+          (i.group_key IS NOT NULL)::int + 2 * (i.run IS NOT NULL)::int + 4 * (i.gather IS NOT NULL)::int
+            + 8 * (i.flow IS NOT NULL AND beltline._is_shaped(i.flow))::int,
           CASE WHEN i.due > p_now THEN i.due WHEN i.due IS NULL AND i.delay > 0 THEN p_now + i.delay END, p_now + i.expires,
           i.part, i.run, i.gather, i.task, i.group_key, i.head, i.body
-        FROM unnest(p_items) WITH ORDINALITY AS i(ord, id, queue, prio, due, delay, expires, dedup_ms, part, run, gather, task, chain, group_key, dedup, head, body, place)
+        FROM unnest(p_items) WITH ORDINALITY AS i(ord, id, queue, prio, due, delay, expires, dedup_ms, part, run, gather, task, chain, group_key, dedup, head, body, flow, place)
         WHERE NOT EXISTS (SELECT FROM beltline.known k WHERE k.id = i.id)
       ON CONFLICT (id) DO NOTHING
       RETURNING id, seq, queue, prio, flags, due, expires, group_key),
@@ -44,7 +48,7 @@ BEGIN
     SELECT coalesce(n.due, p_now) - n.prio * q.ageing_ms AS rank, n.seq, coalesce(n.due, p_now) AS since, n.id, n.queue, n.flags, n.expires, n.due IS NOT NULL AS late, n.group_key
       FROM new n JOIN beltline.queue q ON q.n = n.queue),
   r AS (INSERT INTO beltline.ready(rank, seq, since, id, queue, epoch, failed, lost, flags, expires)
-    SELECT rank, seq, since, id, queue, 0, 0, 0, flags, expires FROM own WHERE flags & 1 = 0 AND NOT late),
+    SELECT rank, seq, since, id, queue, 0, 0, 0, flags, expires FROM own WHERE flags & 9 = 0 AND NOT late),
   d AS (INSERT INTO beltline.delayed(rank, seq, since, id, queue, epoch, failed, lost, flags, expires)
     SELECT rank, seq, since, id, queue, 0, 0, 0, flags, expires FROM own WHERE flags & 1 = 0 AND late),
   b AS (INSERT INTO beltline.blocked(rank, seq, since, id, queue, epoch, failed, lost, flags, expires, was, group_key)
@@ -52,6 +56,9 @@ BEGIN
   c AS (INSERT INTO beltline.delta(queue, ready, delayed, leased, dead, done, parked)
     SELECT queue, count(*) FILTER (WHERE NOT late), count(*) FILTER (WHERE late), 0, 0, 0, 0 FROM own GROUP BY queue)
   SELECT coalesce(array_agg(id), '{}') INTO v_ids FROM own;
+  IF v_shaped AND v_ids <> '{}' THEN
+    PERFORM beltline._flow_store(p_now, p_items, v_ids);
+  END IF;
   IF v_grouped AND v_ids <> '{}' THEN
     FOR v_lane IN SELECT DISTINCT queue, group_key FROM unnest(p_items) WHERE group_key IS NOT NULL LOOP
       PERFORM beltline._reorder(v_lane.queue, v_lane.group_key, p_now);
@@ -61,14 +68,14 @@ BEGIN
 END $$;
 
 -- `p_items` without those that were not new, and each once.
-CREATE FUNCTION beltline._only(p_items beltline.item[], p_ids uuid[]) RETURNS beltline.item[] LANGUAGE plpgsql IMMUTABLE AS $$
+CREATE OR REPLACE FUNCTION beltline._only(p_items beltline.item[], p_ids uuid[]) RETURNS beltline.item[] LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
   RETURN (SELECT CASE WHEN cardinality(p_ids) = cardinality(p_items) THEN p_items
     ELSE (SELECT array_agg(ROW(i.*)::beltline.item) FROM (SELECT DISTINCT ON (i.id) i.* FROM unnest(p_items) i JOIN unnest(p_ids) n(id) ON n.id = i.id ORDER BY i.id, i.ord) i) END);
 END $$;
 
 -- New messages count in their runs; one that was given up is open again. Returns the runs that were there before: their state is to be judged.
-CREATE FUNCTION beltline._enter(p_now bigint, p_items beltline.item[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline._enter(p_now bigint, p_items beltline.item[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
 DECLARE v_runs uuid[];
 BEGIN
   WITH entered AS (
@@ -82,7 +89,7 @@ BEGIN
 END $$;
 
 -- Messages that follow something: never refused, counted in their runs, hinted at.
-CREATE FUNCTION beltline._hand_on(p_now bigint, p_items beltline.item[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline._hand_on(p_now bigint, p_items beltline.item[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE v_new beltline.item[];
 BEGIN
   v_new := beltline._only(p_items, beltline._store(p_now, p_items));
@@ -91,7 +98,7 @@ BEGIN
 END $$;
 
 -- Open these gathers, unless they are there. Their runs are locked. Returns them as they are complete or not: the caller fires them when their parts are stored.
-CREATE FUNCTION beltline._open(p_now bigint, p_gathers beltline.opened[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline._open(p_now bigint, p_gathers beltline.opened[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
 DECLARE v_ids uuid[];
 BEGIN
   INSERT INTO beltline.run(id, entered, ended, open, dead, state, counted, last, touched, chain)
@@ -105,7 +112,7 @@ BEGIN
   RETURN v_ids;
 END $$;
 
-CREATE FUNCTION beltline._gathers(p_items beltline.item[], p_parent int[], p_id uuid[], p_run uuid[], p_chain text[], p_expected int[], p_on_dead smallint[], p_outer uuid[],
+CREATE OR REPLACE FUNCTION beltline._gathers(p_items beltline.item[], p_parent int[], p_id uuid[], p_run uuid[], p_chain text[], p_expected int[], p_on_dead smallint[], p_outer uuid[],
   p_outer_part int[], p_ttl bigint[], p_data bytea[], p_then int[], p_prefix bytea[], p_suffix bytea[]) RETURNS beltline.opened[] LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
   RETURN (SELECT array_agg(ROW(g.parent, g.id, g.run, g.chain, g.expected, g.on_dead, g.outer_gather, g.outer_part, g.ttl, g.data,
@@ -115,25 +122,25 @@ BEGIN
 END $$;
 
 -- The numbers of these queues, in this order; NULL for one that nobody has declared.
-CREATE FUNCTION beltline._queues(p_names text[]) RETURNS int[] LANGUAGE plpgsql STABLE AS $$
+CREATE OR REPLACE FUNCTION beltline._queues(p_names text[]) RETURNS int[] LANGUAGE plpgsql STABLE AS $$
 BEGIN
   RETURN (SELECT array_agg(q.n ORDER BY i.ord) FROM unnest(p_names) WITH ORDINALITY AS i(name, ord) LEFT JOIN beltline.queue q ON q.name = i.name);
 END $$;
 
-CREATE FUNCTION beltline._backlog(p_queue int) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+CREATE OR REPLACE FUNCTION beltline._backlog(p_queue int) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
 BEGIN
   RETURN (SELECT coalesce((SELECT ready + delayed + leased FROM beltline.tally WHERE queue = p_queue), 0)
     + coalesce((SELECT sum(ready + delayed + leased) FROM beltline.delta WHERE queue = p_queue), 0)::bigint);
 END $$;
 
-CREATE TYPE beltline.answer AS (code int, ord int, id uuid, text text, number float8);
-
-CREATE FUNCTION beltline._send(p_now bigint, p_items beltline.item[], p_gathers beltline.opened[], p_bounded boolean) RETURNS SETOF beltline.answer LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline._send(p_now bigint, p_items beltline.item[], p_gathers beltline.opened[], p_bounded boolean) RETURNS SETOF beltline.answer LANGUAGE plpgsql AS $$
 DECLARE
-  v_known uuid[] := '{}'; v_took uuid[] := '{}'; v_keyed boolean; v_admitted beltline.item[] := p_items; v_new beltline.item[]; v_ids uuid[]; v_runs uuid[]; v_opened uuid[]; v_over record;
+  v_known uuid[] := '{}'; v_took uuid[] := '{}'; v_keyed boolean; v_unique boolean; v_others beltline.answer[]; v_admitted beltline.item[] := p_items; v_new beltline.item[]; v_ids uuid[]; v_runs uuid[]; v_opened uuid[]; v_over record;
 BEGIN
-  SELECT bool_or(dedup_ms > 0) INTO v_keyed FROM unnest(p_items);
-  IF v_keyed THEN
+  SELECT bool_or(dedup_ms > 0), bool_or(flow IS NOT NULL AND flow ? 'u') INTO v_keyed, v_unique FROM unnest(p_items);
+  IF v_unique THEN
+    SELECT a.admitted, a.answers INTO v_admitted, v_others FROM beltline._admit(p_now, p_items) a;
+  ELSIF v_keyed THEN
     SELECT coalesce(array_agg(i.id), '{}') INTO v_known FROM unnest(p_items) i
       WHERE EXISTS (SELECT FROM beltline.body b WHERE b.id = i.id) OR EXISTS (SELECT FROM beltline.known k WHERE k.id = i.id);
     WITH first AS (
@@ -167,7 +174,10 @@ BEGIN
   IF v_runs IS NOT NULL THEN
     PERFORM beltline._judge(p_now, v_runs);
   END IF;
-  IF v_keyed OR cardinality(v_ids) < coalesce(cardinality(p_items), 0) THEN
+  IF v_unique THEN
+    PERFORM beltline._replace(p_now, a.id, ROW(i.*)::beltline.item, a.text) FROM unnest(v_others) a JOIN unnest(p_items) i ON i.ord = a.ord WHERE a.code = 3 ORDER BY a.ord;
+    RETURN QUERY SELECT a.code, a.ord, a.id, NULL::text, NULL::float8 FROM unnest(v_others) a;
+  ELSIF v_keyed OR cardinality(v_ids) < coalesce(cardinality(p_items), 0) THEN
     RETURN QUERY SELECT 1, i.ord, i.id, NULL::text, NULL::float8 FROM unnest(p_items) i
       WHERE NOT i.id = ANY(v_ids) AND (i.id = ANY(v_known) OR coalesce(i.dedup_ms, 0) <= 0 OR i.id = ANY(v_took));
     RETURN QUERY SELECT 2, i.ord, d.id, NULL::text, NULL::float8 FROM unnest(p_items) i JOIN beltline.dedup d ON d.queue = i.queue AND d.key = i.dedup
@@ -175,13 +185,13 @@ BEGIN
   END IF;
 END $$;
 
--- No row: all are stored. code 1: this id was sent before; 2: `id` stands for it by its dedup key; 10: queue `text` is not declared; 11: queue `text` is full (its
+-- No row: all are stored. code 1: this id was sent before; 2: `id` stands for it by its dedup or unique key; 3: and has taken over what it says; 10: queue `text` is not declared; 11: queue `text` is full (its
 -- bound is `number`); 12: the queues are moving, `text` is the seal: nothing is written. Ids in one call differ. The last p_templates items are what gathers send. p_guest: in a transaction of the user's.
-CREATE FUNCTION beltline.send(p_now bigint, p_guest boolean, p_queues text[], p_tasks text[], p_chains text[], p_templates int,
+CREATE OR REPLACE FUNCTION beltline.send(p_now bigint, p_guest boolean, p_queues text[], p_tasks text[], p_chains text[], p_templates int,
   p_id uuid[], p_queue int[], p_task int[], p_prio smallint[], p_due bigint[], p_delay bigint[], p_expires bigint[], p_group bytea[], p_dedup bytea[],
   p_dedup_ms bigint[], p_run uuid[], p_chain int[], p_gather uuid[], p_part int[], p_head bytea[], p_body bytea[],
   g_id uuid[], g_run uuid[], g_chain text[], g_expected int[], g_on_dead smallint[], g_outer uuid[], g_outer_part int[], g_ttl bigint[], g_data bytea[], g_then int[],
-  g_prefix bytea[], g_suffix bytea[])
+  g_prefix bytea[], g_suffix bytea[], p_flow jsonb[] DEFAULT NULL)
   RETURNS SETOF beltline.answer LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 DECLARE
   v_now bigint := CASE WHEN p_guest THEN beltline._time(p_now) ELSE beltline._now(p_now) END;
@@ -200,7 +210,7 @@ BEGIN
     RETURN;
   END IF;
   v_items := beltline._items(v_queues, p_tasks, p_chains, NULL, p_id, p_queue, p_task, p_prio, p_due, p_delay, p_expires, p_group, p_dedup, p_dedup_ms, p_run, p_chain, p_gather,
-    p_part, p_head, p_body);
+    p_part, p_head, p_body, p_flow);
   IF g_id IS NOT NULL THEN
     v_gathers := beltline._gathers(v_items, NULL, g_id, g_run, g_chain, g_expected, g_on_dead, g_outer, g_outer_part, g_ttl, g_data, g_then, g_prefix, g_suffix);
     v_items := v_items[1 : coalesce(cardinality(v_items), 0) - p_templates];
@@ -225,34 +235,41 @@ END $$;
 -- the low end of every index that is read from there, and a receive would walk through all of them, more each time. So it starts behind them, and looks at the low
 -- end only now and then, for what a transaction brought that began before the mark and ended behind it.
 -- (2) and (4) are microseconds on the server's own clock. It is a memory of this session: lost, or of another queue's pooled session, it costs one longer look.
-CREATE FUNCTION beltline._memo(p_queue int) RETURNS bigint[] LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION beltline._memo(p_queue int) RETURNS bigint[] LANGUAGE sql STABLE AS $$
   SELECT coalesce(string_to_array(nullif(current_setting('beltline.q' || p_queue, true), ''), ' ')::bigint[], '{-9000000000000000000,0,-9000000000000000000,0}')
 $$;
 
 -- What time has brought to a queue since p_from: due -> ready, expired -> done. Pages of 500; what is left over waits for the next one. Returns how many moved.
-CREATE FUNCTION beltline._turn(p_now bigint, p_queue int, p_from bigint DEFAULT -9000000000000000000, p_expire boolean DEFAULT true) RETURNS int LANGUAGE plpgsql AS $$
-DECLARE v_moved int := 0; v_page int; v_id uuid; f beltline.fact;
+CREATE OR REPLACE FUNCTION beltline._turn(p_now bigint, p_queue int, p_from bigint DEFAULT -9000000000000000000, p_expire boolean DEFAULT true) RETURNS int LANGUAGE plpgsql AS $$
+DECLARE v_moved int := 0; v_page int; v_id uuid; f beltline.fact; v_laned beltline.fact[]; v_ids uuid[];
 BEGIN
   FOR i IN 1..40 LOOP
     WITH due AS (
       DELETE FROM beltline.delayed WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM beltline.delayed WHERE queue = p_queue AND since BETWEEN p_from AND p_now ORDER BY since, seq LIMIT 500 FOR UPDATE SKIP LOCKED)) RETURNING *),
     r AS (INSERT INTO beltline.ready(rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error)
-      SELECT rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error FROM due),
+      SELECT rank, seq, since, id, queue, epoch, failed, lost, flags, expires, why, error FROM due WHERE flags & 8 = 0),
     c AS (INSERT INTO beltline.delta SELECT p_queue, count(*), -count(*), 0, 0, 0, 0 FROM due HAVING count(*) > 0)
-    SELECT count(*) INTO v_page FROM due;
+    SELECT count(*), array_agg(ROW(1, false, queue, seq, id, rank, since, epoch, failed, lost, flags, expires, why, error, NULL, NULL, NULL)::beltline.fact)
+      FILTER (WHERE flags & 8 <> 0) INTO v_page, v_laned FROM due;
+    IF v_laned IS NOT NULL THEN
+      PERFORM beltline._put_in_lane(ROW(l.*)::beltline.fact) FROM unnest(v_laned) l;
+      PERFORM beltline._flow_moved(ARRAY(SELECT id FROM unnest(v_laned)), 0, 1);
+    END IF;
     v_moved := v_moved + v_page;
     EXIT WHEN v_page < 500;
   END LOOP;
   WITH due AS (UPDATE beltline.blocked SET was = 1 WHERE ctid = ANY(ARRAY(
-      SELECT ctid FROM beltline.blocked WHERE queue = p_queue AND was = 0 AND since BETWEEN p_from AND p_now LIMIT 5000 FOR UPDATE SKIP LOCKED)) RETURNING 1),
+      SELECT ctid FROM beltline.blocked WHERE queue = p_queue AND was = 0 AND since BETWEEN p_from AND p_now LIMIT 5000 FOR UPDATE SKIP LOCKED)) RETURNING id, flags),
     c AS (INSERT INTO beltline.delta SELECT p_queue, count(*), -count(*), 0, 0, 0, 0 FROM due HAVING count(*) > 0)
-    SELECT v_moved + count(*) INTO v_moved FROM due;
+    SELECT v_moved + count(*), array_agg(id) FILTER (WHERE flags & 8 <> 0) INTO v_moved, v_ids FROM due;
+  PERFORM beltline._flow_moved(v_ids, 0, 1) WHERE v_ids IS NOT NULL;
   IF NOT p_expire THEN
     RETURN v_moved;
   END IF;
   FOR v_id IN SELECT id FROM (
       (SELECT id, expires, seq FROM beltline.ready WHERE queue = p_queue AND expires IS NOT NULL AND expires BETWEEN p_from AND p_now ORDER BY expires LIMIT 5000)
+      UNION ALL (SELECT id, expires, seq FROM beltline.flow_ready WHERE queue = p_queue AND expires IS NOT NULL AND expires BETWEEN p_from AND p_now ORDER BY expires LIMIT 5000)
       UNION ALL (SELECT id, expires, seq FROM beltline.delayed WHERE queue = p_queue AND expires IS NOT NULL AND expires BETWEEN p_from AND p_now ORDER BY expires LIMIT 5000)
       UNION ALL (SELECT id, expires, seq FROM beltline.blocked WHERE queue = p_queue AND expires IS NOT NULL AND expires BETWEEN p_from AND p_now ORDER BY expires LIMIT 5000)) e
       ORDER BY expires, seq LOOP
@@ -266,7 +283,7 @@ BEGIN
   RETURN v_moved;
 END $$;
 
-CREATE FUNCTION beltline._judge_of(p_now bigint, p_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline._judge_of(p_now bigint, p_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE v_runs uuid[];
 BEGIN
   SELECT array_agg(DISTINCT run) INTO v_runs FROM beltline.body WHERE id = ANY(p_ids) AND run IS NOT NULL;
@@ -276,10 +293,10 @@ BEGIN
 END $$;
 
 -- MessagePack of Failure("lease_lost", "", text, ""): what is noted when a lease ran out.
-CREATE FUNCTION beltline._lease_over() RETURNS bytea LANGUAGE sql IMMUTABLE AS $$ SELECT '\x94aa6c656173655f6c6f7374a0d931546865206c656173652072616e206f75743a2069747320776f726b65722064696564206f72206c6f737420746f7563682ea0'::bytea $$;
+CREATE OR REPLACE FUNCTION beltline._lease_over() RETURNS bytea LANGUAGE sql IMMUTABLE AS $$ SELECT '\x94aa6c656173655f6c6f7374a0d931546865206c656173652072616e206f75743a2069747320776f726b65722064696564206f72206c6f737420746f7563682ea0'::bytea $$;
 
 -- Leases that are over: cancelled if somebody asked, dead if it was the last one allowed, else handed out again, at most p_limit (0: a sweep, none).
-CREATE FUNCTION beltline._over(p_now bigint, p_queue int, p_limit int, p_lease bigint, p_worker int, p_from bigint DEFAULT -9000000000000000000) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline._over(p_now bigint, p_queue int, p_limit int, p_lease bigint, p_worker int, p_from bigint DEFAULT -9000000000000000000) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
 DECLARE f beltline.fact; v_again int := 0; v_max int; v_reason text;
 BEGIN
   SELECT max_deliveries INTO v_max FROM beltline.queue WHERE n = p_queue;
@@ -309,7 +326,7 @@ END $$;
 
 -- Backpressure: how many messages may be taken without flooding a queue that this one feeds. Leases that are over have their room already. The rows of the feeds
 -- are locked: two receives could flood it together.
-CREATE FUNCTION beltline._room(p_now bigint, p_queue int) RETURNS int LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline._room(p_now bigint, p_queue int) RETURNS int LANGUAGE plpgsql AS $$
 DECLARE
   v_feed record; v_room float8 := 1e9; v_here float8; v_low float8; v_load float8;
 BEGIN
@@ -341,7 +358,7 @@ BEGIN
 END $$;
 
 -- kind 0: a delivery. 1: queue `task` is not declared. 2: nothing is there, and time alone will change that at `until` (NULL: not at all).
-CREATE FUNCTION beltline.receive(p_now bigint, p_queues text[], p_limit int, p_lease bigint, p_worker text)
+CREATE OR REPLACE FUNCTION beltline.receive(p_now bigint, p_queues text[], p_limit int, p_lease bigint, p_worker text)
   RETURNS TABLE(kind int, queue int, id uuid, task text, epoch int, failed int, lost int, sent bigint, until bigint, group_epoch bigint, head bytea, body bytea)
   LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
@@ -349,6 +366,7 @@ DECLARE
   v_now bigint := beltline._now(p_now); v_queues int[] := beltline._queues(p_queues); v_until bigint := v_now + p_lease; v_worker int := beltline._worker(p_worker);
   v_count int := 0; v_found int; v_room int; v_again uuid[]; v_next bigint; q record;
   v_memo bigint[]; v_seen bigint[]; v_clock bigint; v_began bigint; v_walked bigint; v_full boolean; v_from bigint; v_tids tid[]; v_lowest bigint;
+  g beltline.flow; v_shut int[] := '{}'; v_flowed int[] := '{}'; v_opens bigint;
 BEGIN
   IF array_position(v_queues, NULL) IS NOT NULL THEN
     RETURN QUERY SELECT 1, 0, NULL::uuid, p_queues[array_position(v_queues, NULL)], 0, 0, 0, 0::bigint, 0::bigint, 0::bigint, NULL::bytea, NULL::bytea;
@@ -361,16 +379,36 @@ BEGIN
     v_clock := extract(epoch FROM clock_timestamp()) * 1000000;
     v_full := v_clock >= v_memo[4];
     v_from := CASE WHEN v_full THEN -9000000000000000000 ELSE v_memo[3] END;
-    SELECT o.n, o.paused, o.feeds,
+    SELECT o.n, o.paused, o.feeds, o.gated,
         EXISTS (SELECT FROM beltline.delayed d WHERE d.queue = o.n AND d.since BETWEEN v_from AND v_now)
         OR EXISTS (SELECT FROM beltline.blocked b WHERE b.queue = o.n AND b.was = 0 AND b.since BETWEEN v_from AND v_now)
         OR EXISTS (SELECT FROM beltline.ready e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires BETWEEN v_from AND v_now)
         OR EXISTS (SELECT FROM beltline.delayed e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires BETWEEN v_from AND v_now)
-        OR EXISTS (SELECT FROM beltline.blocked e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires BETWEEN v_from AND v_now) AS turn,
+        OR EXISTS (SELECT FROM beltline.blocked e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires BETWEEN v_from AND v_now)
+        OR o.gated AND EXISTS (SELECT FROM beltline.flow_ready e WHERE e.queue = o.n AND e.expires IS NOT NULL AND e.expires BETWEEN v_from AND v_now) AS turn,
         EXISTS (SELECT FROM beltline.lease l WHERE l.queue = o.n AND l.due BETWEEN v_from AND v_now) AS over
       INTO q FROM beltline.queue o WHERE o.n = v_queues[i];
     CONTINUE WHEN q.paused;
-    IF q.turn THEN
+    v_room := NULL;
+    IF q.gated THEN
+      g := beltline._gated(v_queues[i]);
+      IF greatest(g.snoozed, g.tripped) > v_now THEN
+        v_shut := v_shut || q.n;
+        v_opens := least(v_opens, greatest(g.snoozed, g.tripped));
+        CONTINUE;
+      ELSIF g.shaped OR g.limited OR g.trying THEN
+        PERFORM beltline._turn(v_now, q.n, v_from) WHERE q.turn;
+        RETURN QUERY SELECT * FROM beltline._flow_receive(v_now, i, q.n, p_limit - v_count, p_lease, p_worker, v_worker);
+        GET DIAGNOSTICS v_found = ROW_COUNT;
+        v_count := v_count + v_found;
+        v_flowed := v_flowed || q.n;
+        v_room := current_setting('beltline.plain')::int;   -- messages without a lane are taken as ever, where nothing else stands
+        CONTINUE WHEN v_room < 1;
+      END IF;
+    END IF;
+    IF v_room IS NOT NULL THEN
+      q.over := false;
+    ELSIF q.turn THEN
       PERFORM beltline._turn(v_now, q.n, v_from);
     ELSIF NOT q.over AND v_memo[3] < v_now - 3000 THEN   -- two seconds for transactions under way
       v_memo[3] := v_now - 2000;
@@ -383,9 +421,11 @@ BEGIN
           CROSS JOIN LATERAL (SELECT task, sent, head, body FROM beltline.body y WHERE y.id = a.id OFFSET 0) b ORDER BY a.ord;
       v_count := v_count + cardinality(v_again);
     END IF;
-    v_room := p_limit - v_count;
-    IF q.feeds AND v_room > 0 THEN
-      v_room := least(v_room, beltline._room(v_now, q.n));
+    IF v_room IS NULL THEN
+      v_room := p_limit - v_count;
+      IF q.feeds AND v_room > 0 THEN
+        v_room := least(v_room, beltline._room(v_now, q.n));
+      END IF;
     END IF;
     CONTINUE WHEN v_room < 1;
     v_began := extract(epoch FROM clock_timestamp()) * 1000000;
@@ -409,7 +449,10 @@ BEGIN
     IF v_memo <> v_seen THEN
       PERFORM set_config('beltline.q' || q.n, array_to_string(v_memo, ' '), false);
     END IF;
-    CONTINUE WHEN v_tids IS NULL;
+    IF v_tids IS NULL THEN
+      PERFORM beltline._flow_took(v_now, q.n, 0, false, NULL) WHERE q.n = ANY(v_flowed);
+      CONTINUE;
+    END IF;
     RETURN QUERY
       WITH taken AS (
         DELETE FROM beltline.ready r WHERE r.ctid = ANY(v_tids)
@@ -423,19 +466,24 @@ BEGIN
         FROM taken t CROSS JOIN LATERAL (SELECT task, sent, head, body FROM beltline.body x WHERE x.id = t.id OFFSET 0) b ORDER BY t.rank, t.seq;
     GET DIAGNOSTICS v_found = ROW_COUNT;
     v_count := v_count + v_found;
+    IF q.n = ANY(v_flowed) THEN
+      PERFORM beltline._flow_took(v_now, q.n, v_found, v_found = v_room, v_lowest);
+    END IF;
   END LOOP;
   IF v_count = 0 THEN
     SELECT min(m) INTO v_next FROM unnest(v_queues) AS n(q), LATERAL (SELECT (beltline._memo(n.q))[3] AS low) k, LATERAL (SELECT least(
       (SELECT min(since) FROM beltline.delayed d WHERE d.queue = n.q AND d.since >= k.low),
       (SELECT min(since) FROM beltline.blocked b WHERE b.queue = n.q AND b.was = 0 AND b.since >= k.low),
-      (SELECT min(due) FROM beltline.lease l WHERE l.queue = n.q AND l.due >= k.low)) AS m) s;
+      (SELECT min(due) FROM beltline.lease l WHERE l.queue = n.q AND l.due >= CASE WHEN n.q = ANY(v_flowed) THEN v_now + 1 ELSE k.low END)) AS m) s
+      WHERE NOT n.q = ANY(v_shut);
+    v_next := least(v_next, v_opens, nullif(current_setting('beltline.opens', true), '')::bigint);
     RETURN QUERY SELECT 2, 0, NULL::uuid, NULL::text, 0, 0, 0, v_now, v_next, 0::bigint, NULL::bytea, NULL::bytea;
   END IF;
 END $$;
 
 -- ------------------------------------------------------------------------------------------------------------- settle
 -- Back to its queue, unless its cancellation was asked for. p_keep: to the place it had. The fact has been taken out of `lease`.
-CREATE FUNCTION beltline._back(p_now bigint, f beltline.fact, p_delay bigint, p_why text, p_keep boolean, p_error text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline._back(p_now bigint, f beltline.fact, p_delay bigint, p_why text, p_keep boolean, p_error text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE v_reason text; v_parked int := CASE WHEN beltline._is_parked(p_why) THEN 1 ELSE 0 END;
 BEGIN
   SELECT reason INTO v_reason FROM beltline.asked WHERE id = f.id;
@@ -449,6 +497,7 @@ BEGIN
   END IF;
   f.why := p_why;
   f.error := coalesce(p_error, f.error);
+  PERFORM beltline._flow_moved(ARRAY[f.id], 2, CASE WHEN f.since <= p_now THEN 1 ELSE 0 END) WHERE f.flags & 8 <> 0;
   IF f.since <= p_now THEN
     PERFORM beltline._put_ready(p_now, f, f.queue), beltline._moved(f.queue, 2, 1, v_parked), beltline._woken(f.queue);
   ELSE
@@ -459,7 +508,7 @@ END $$;
 
 -- An ack that is more than the end of a message and its hand-off: of a group, or of a part of a gather, or with gathers of its own.
 -- p_carried: what follows still has the duty to answer its part.
-CREATE FUNCTION beltline._ack(p_now bigint, f beltline.fact, p_ended smallint, p_ran float8, p_result bytea, p_ttl bigint, p_note text, p_part bytea, p_carried boolean,
+CREATE OR REPLACE FUNCTION beltline._ack(p_now bigint, f beltline.fact, p_ended smallint, p_ran float8, p_result bytea, p_ttl bigint, p_note text, p_part bytea, p_carried boolean,
   p_then beltline.item[], p_gathers beltline.opened[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE v_run uuid; v_gather uuid; v_part int; v_opened uuid[];
 BEGIN
@@ -468,6 +517,7 @@ BEGIN
     VALUES (f.id, p_now, f.started, f.seq, CASE WHEN v_run IS NULL AND p_result IS NOT NULL THEN p_now + p_ttl END, f.queue, f.epoch, f.failed, f.lost, f.worker, p_ran, p_ended,
       f.flags, p_note, f.error, CASE WHEN v_run IS NULL THEN p_result END);
   PERFORM beltline._moved(f.queue, 2, 3);
+  PERFORM beltline._flow_moved(ARRAY[f.id], 2, 3) WHERE f.flags & 8 <> 0;
   DELETE FROM beltline.asked WHERE id = f.id;
   PERFORM beltline._lane_moves_on(p_now, f);
   IF v_run IS NOT NULL THEN
@@ -497,7 +547,7 @@ BEGIN
 END $$;
 
 -- Acks in one go: no group, no part, no gathers. p_ids: the messages, p_ords: their places in the batch. Their rows in `done` are written. Returns runs to be judged.
-CREATE FUNCTION beltline._pass(p_now bigint, p_ids uuid[], p_ords int[], p_ended smallint[], p_result bytea[], p_ttl bigint[], p_then beltline.item[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION beltline._pass(p_now bigint, p_ids uuid[], p_ords int[], p_ended smallint[], p_result bytea[], p_ttl bigint[], p_then beltline.item[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
 DECLARE
   v_runs uuid[]; v_mine uuid[]; v_foreign uuid[] := '{}'; v_others uuid[]; v_then beltline.item[] := p_then; v_new beltline.item[];
   v_whole boolean := cardinality(p_ords) = cardinality(p_ended);   -- else pick: reading one value of a long array walks through those before it
@@ -550,13 +600,13 @@ END $$;
 
 -- A mixed batch: op 0 ack, 1 retry, 2 release, 3 dead-letter. `done`: the places of those that took effect; a receipt that is not among them had lost its lease and has
 -- written nothing. `refused`: a hand-off names a queue that is not declared; nothing is written. The last p_templates items are what gathers send. Ids in one call differ.
-CREATE FUNCTION beltline.settle(p_now bigint, p_guest boolean, s_id uuid[], s_epoch int[], s_ran float8[], s_op smallint[], s_ended smallint[], s_delay bigint[], s_lost boolean[],
+CREATE OR REPLACE FUNCTION beltline.settle(p_now bigint, p_guest boolean, s_id uuid[], s_epoch int[], s_ran float8[], s_op smallint[], s_ended smallint[], s_delay bigint[], s_lost boolean[],
   s_result bytea[], s_ttl bigint[], s_part bytea[], s_note text[], s_error text[], s_failure bytea[], c_parent int[], c_gather uuid[], c_part int[],
   p_queues text[], p_tasks text[], p_chains text[], p_templates int, p_parent int[],
   p_id uuid[], p_queue int[], p_task int[], p_prio smallint[], p_due bigint[], p_delay bigint[], p_expires bigint[], p_group bytea[], p_dedup bytea[],
   p_dedup_ms bigint[], p_run uuid[], p_chain int[], p_gather uuid[], p_part int[], p_head bytea[], p_body bytea[],
   g_parent int[], g_id uuid[], g_run uuid[], g_chain text[], g_expected int[], g_on_dead smallint[], g_outer uuid[], g_outer_part int[], g_ttl bigint[], g_data bytea[],
-  g_then int[], g_prefix bytea[], g_suffix bytea[])
+  g_then int[], g_prefix bytea[], g_suffix bytea[], s_snooze bigint[] DEFAULT NULL, p_flow jsonb[] DEFAULT NULL)
   RETURNS TABLE(done int[], woken text, refused text) LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -565,7 +615,7 @@ DECLARE
   v_items beltline.item[]; v_gathers beltline.opened[]; v_then beltline.item[];
   v_done int[]; v_runs uuid[]; v_rest beltline.fact[]; v_ord int[]; v_fast boolean[]; f beltline.fact; o int; i int := 1; j int;
   v_ended smallint[] := coalesce(s_ended, array_fill(1::smallint, ARRAY[coalesce(cardinality(s_id), 0)]));
-  v_lost boolean; v_whole boolean; v_mine beltline.opened[];
+  v_lost boolean; v_whole boolean; v_mine beltline.opened[]; v_laned uuid[];
 BEGIN
   IF p_guest THEN
     PERFORM set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN ('off', 'local');
@@ -581,7 +631,7 @@ BEGIN
   END IF;
   IF p_id IS NOT NULL THEN
     v_items := beltline._items(v_queues, p_tasks, p_chains, p_parent, p_id, p_queue, p_task, p_prio, p_due, p_delay, p_expires, p_group, p_dedup, p_dedup_ms, p_run, p_chain,
-      p_gather, p_part, p_head, p_body);
+      p_gather, p_part, p_head, p_body, p_flow);
   END IF;
   IF g_id IS NOT NULL THEN
     v_gathers := beltline._gathers(v_items, g_parent, g_id, g_run, g_chain, g_expected, g_on_dead, g_outer, g_outer_part, g_ttl, g_data, g_then, g_prefix, g_suffix);
@@ -598,6 +648,12 @@ BEGIN
     RETURN;
   END IF;
   v_whole := cardinality(v_done) = cardinality(s_id);
+  IF s_snooze IS NOT NULL OR EXISTS (SELECT FROM beltline.queue q WHERE q.n = ANY(ARRAY(SELECT DISTINCT r.queue FROM unnest(v_rest) r)) AND q.gated) THEN
+    PERFORM beltline._flow_settled(v_now, v_rest, v_done, s_ran, s_op, s_snooze);
+    SELECT array_agg(r.id) INTO v_laned FROM unnest(v_rest, v_fast) AS r(state, blocked, queue, seq, id, rank, since, epoch, failed, lost, flags, expires, why, error, due, started, worker, simple)
+      WHERE r.simple AND r.flags & 8 <> 0;
+    PERFORM beltline._flow_moved(v_laned, 2, 3) WHERE v_laned IS NOT NULL;
+  END IF;
   WITH simple AS MATERIALIZED (
     SELECT f.* FROM unnest(v_rest, v_fast,
         CASE WHEN v_whole THEN s_ran ELSE ARRAY(SELECT s_ran[o] FROM unnest(v_done) o) END,
@@ -680,7 +736,7 @@ BEGIN
 END $$;
 
 -- `place`: of the receipts that still hold; `asked`: somebody wants it to stop.
-CREATE FUNCTION beltline.renew(p_now bigint, p_id uuid[], p_epoch int[], p_lease bigint) RETURNS TABLE(place int, asked boolean) LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION beltline.renew(p_now bigint, p_id uuid[], p_epoch int[], p_lease bigint) RETURNS TABLE(place int, asked boolean) LANGUAGE plpgsql
   SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE v_until bigint := beltline._now(p_now, 1) + p_lease; v_ids uuid[]; v_ords int[];
