@@ -33,6 +33,7 @@ MAX_REFILL_S = 366 * 86400.0  # of an empty bucket: its burst at its rate
 MAX_CLAIMS = 8
 MOST_US = 1e17  # three thousand years: the instants of every bucket fit 64 bits
 MEMBER_S = 10.0  # a worker whose last heartbeat is older keeps no sticky keys: five heartbeats
+CLOSED = 1000  # lanes that one receive closes at most; then it gives what it has, and whoever waits asks again at once
 BURST_S = 0.2  # a default burst lasts so long: lateness of workers up to it costs nothing of the rate
 UNIQUE_STATES = ("delayed", "ready", "leased")
 

@@ -42,7 +42,7 @@ Laws every engine keeps (each is a file of beltline.testing.conformance):
               limit of that name is open. Places are held by leases that are not over (for key "" also by every lease of the queues that name the limit). The first bucket that
               refuses a head closes its lane: until its rate allows the start (rounded up to ms), or until the first of the leases that hold its places would be over. It opens at that
               time (at most 200 lanes a receive, by (closed_until, closed_at, name)), when it is empty, when the limit is set, reset or declared with other numbers, and one lane of each queue for each
-              place that is given back (any end of a lease, by limits with a concurrency; by (closed_at, name); after empty ones are open). A closed lane is not looked at, and blocks nobody.
+              place that is given back (any end of a lease, by limits with a concurrency; by (closed_at, name); after empty ones are open). A closed lane is not looked at, and blocks nobody. A receive that has closed about 1,000 lanes gives what it has; who waits asks again at once.
               A lane whose delayed message is due is not empty.
               A lease that is over and may not start again stays as it is. What code declares gives way to what was set at run time until that is reset.
   unique      of the messages of a queue with one unique key only the last stored one is remembered; core.flow.Unique says when it stands for a new one (DEDUPLICATED, or REPLACED:

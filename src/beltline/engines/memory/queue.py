@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from math import inf
 
+from beltline.core.flow import CLOSED
 from beltline.core.lifecycle import Move, State, allowed
 from beltline.core.names import WorkerId
 from beltline.core.policy import PARKED
@@ -238,6 +239,8 @@ class QueueRows:
 
     def opens_at(self, now: float) -> float:
         """When time alone will let a limited message start."""
+        if self.shaper.closings >= CLOSED:
+            return now
         lanes_ms = inf if self.starved else self.shaper.next_instant_ms()  # a lane that opens helps nobody while there is no room
         return min([lanes_ms, self.book.room(self.spec.limits, now)[1], *self.refused.values()]) / 1000
 

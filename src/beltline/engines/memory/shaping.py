@@ -13,7 +13,7 @@ Refresh  what a verb touched is put right once, at its end, and before every pic
 from collections import Counter
 from math import inf
 
-from beltline.core.flow import Claim, head_start, keeper, noisy, turn_cost
+from beltline.core.flow import CLOSED, Claim, head_start, keeper, noisy, turn_cost
 from beltline.core.lifecycle import State
 from beltline.core.queues import QueueSpec
 from beltline.engines.memory.limits import LimitBook
@@ -33,6 +33,7 @@ class Shaper:
         self.members: tuple[str, ...] = ()
         self.turn = 0  # the highest tag that was served
         self.work = Work()
+        self.closings = 0  # by the present receive
         self._book = book
         self._plain = plain
         self._touched: set[Share] = set()
@@ -167,9 +168,9 @@ class Shaper:
     leased = 0  # of the whole queue; the queue keeps it up to date before each pick
 
     def next(self, worker: str, now: float) -> Row | None:
-        """Take out the message whose turn it is for this worker, and charge its tenant and its buckets. `prepare` comes first."""
+        """Take out the message whose turn it is for this worker, and charge its tenant and its buckets. `prepare` comes first. None: none, or `closings` were enough."""
         now_ms = millis(now)
-        while True:
+        while self.closings < CLOSED:
             standing = [share for share in self.shares.values() if share.standing and share.owner in ("", worker)]
             if not standing:
                 return None
@@ -188,11 +189,13 @@ class Shaper:
             closing = self._book.refuses(claims(head), now)
             if closing is not None:
                 self._close(lane, *closing, now_ms)
+                self.closings += 1
                 self.refresh()
                 continue
             lane.heap.pop()
             self._charge(share)
             return head
+        return None
 
     def _of_nobody(self, share: Share) -> Row | None:
         """The first message without a flow, if it stands before the lanes of nobody."""

@@ -163,6 +163,7 @@ class Store:
 
     def _receive(self, queue: QueueRows, limit: int, lease_s: float, worker: WorkerId, now: float) -> list[Delivery]:
         """Of one queue: leases that are over first, then what is next."""
+        queue.shaper.closings = 0
         again, _ = self._turn(queue, now, limit + PAGE)
         self.refresh(now)
         room = min(limit, self.limits.room(queue.spec.limits, now)[0], queue.switch.room(queue.spec.kill_switch, queue.live(now)))

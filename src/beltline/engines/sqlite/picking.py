@@ -16,7 +16,7 @@ from typing import Any
 import apsw
 import msgspec
 
-from beltline.core.flow import MEMBER_S, Claim, keeper, turn_cost
+from beltline.core.flow import CLOSED, MEMBER_S, Claim, keeper, turn_cost
 from beltline.core.views import WorkerView
 from beltline.engines.rows import flow_of, priority_of
 from beltline.engines.sqlite.ledger import Ledger, Queue
@@ -154,6 +154,7 @@ class Picker:
     def __init__(self, tx: Ledger, queue: Queue, worker: str, room: int, until: int) -> None:
         self._tx, self._queue, self._flow, self._worker, self._room, self._until = tx, queue, tx.flow, worker, room, until
         self._sources: dict[int, Source] = {}  # by lane; 0: those without one
+        self._closed = 0
         self._heads: dict[int, bytes | None] = {}  # of messages that stand first in their lanes, as far as they are read
         self._picked: Picked = []
         self._front = min(room, FRONT_LEAST) + 1
@@ -161,13 +162,15 @@ class Picker:
 
     def batches(self) -> Iterator[Picked]:
         """What was picked, in order; each batch must be leased before the next is asked for."""
-        while self._room > 0 and (share := self._next()) is not None:
+        while self._room > 0 and self._closed < CLOSED and (share := self._next()) is not None:
             if not share.noisy and self._flow.is_noisy(share):
                 self._flow.mark(share, True)
                 heapq.heapreplace(self._shares, (place_of(share), share))
             elif not self._serve(share):
                 yield self._take_out()
         yield self._take_out()
+        if self._closed >= CLOSED:
+            self._flow.refused[self._queue.n] = self._tx.now
 
     def _take_out(self) -> Picked:
         for source in self._sources.values():
@@ -265,6 +268,7 @@ class Picker:
             claims = claims_of(self._heads.pop(seq))
             closing = flow.limits.refuses(claims, now)
             if closing is not None:
+                self._closed += 1
                 flow.close(lane, flow.limits.bucket(closing[0]).n, None if closing[1] == math.inf else int(closing[1]))
                 heapq.heappop(self._lanes[share.n][0])
                 self._settle(share)

@@ -46,7 +46,9 @@ class Shaper:
 
     def forget(self) -> None:
         self.limits = LimitBook(self._book)
-        self.refused: dict[int, float] = {}  # queues with leases that are over and may not start again, and when (ms) the first of them may
+        self.refused: dict[
+            int, float
+        ] = {}  # queues with leases that are over and may not start again, or with lanes not looked at, and when (ms) to look again
         self.workers: list[tuple[str, int, WorkerView]] | None = None  # id, when it was seen (ms)
         self._lanes: dict[int, Lane] = {}
         self._lane_numbers: dict[tuple[int, str, str, bytes, int], int] = {}

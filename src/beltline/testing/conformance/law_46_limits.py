@@ -1,7 +1,7 @@
 """Never do more messages start in any time than a limit's burst and rate allow: the receive itself counts, and what waits behind a closed limit blocks nobody else."""
 
 from beltline.core.flow import Claim, Limit
-from beltline.core.names import QueueName
+from beltline.core.names import MessageId, QueueName
 from beltline.core.outcome import Ack
 from beltline.testing.conformance import kit
 from beltline.testing.conformance.harness import Full, Harness, Time
@@ -28,6 +28,17 @@ async def the_burst_may_start_at_once_and_then_the_rate(engine: Full, time: Time
     assert await _started(engine) == 1
     time.advance(1.0)
     assert await _started(engine) == 2
+
+
+async def one_receive_closes_about_a_thousand_lanes_and_whoever_waits_looks_on(engine: Full, time: Time) -> None:
+    await kit.set_limit(engine, concurrency=0)
+    await kit.send(engine, *(kit.shaped(claims=(Claim(API, f"key {number}"),)) for number in range(1200)))
+    free = await kit.send_one(engine)
+    found: list[MessageId] = []
+    for _ in range(3):  # a store may find it in the second look
+        found += kit.ids(await engine.receive([WORK], limit=1, lease_s=LEASE_S, wait_s=0.0 if found else 5.0))
+    assert found == [free.id]
+    assert (await engine.counts(WORK)).held == 1200
 
 
 async def after_a_rest_the_burst_may_start_and_no_more(engine: Full, time: Time) -> None:
