@@ -30,7 +30,7 @@ async def the_burst_may_start_at_once_and_then_the_rate(engine: Full, time: Time
     assert await _started(engine) == 2
 
 
-async def one_receive_closes_about_a_thousand_lanes_and_whoever_waits_looks_on(engine: Full, time: Time) -> None:
+async def one_receive_closes_about_a_thousand_lanes_and_whoever_waits_looks_on(engine: Full) -> None:
     await kit.set_limit(engine, concurrency=0)
     await kit.send(engine, *(kit.shaped(claims=(Claim(API, f"key {number}"),)) for number in range(1200)))
     free = await kit.send_one(engine)

@@ -1,5 +1,7 @@
 """A queue that is snoozed, or whose kill switch has tripped because too much failed in it, hands out nothing until its time; then it goes on, or a few messages show if it can."""
 
+from typing import Any
+
 import pytest
 
 from beltline.core.errors import QueueNotDeclared, ValueInvalid
@@ -305,7 +307,8 @@ async def messages_with_flow_stop_like_all_others(engine: Full, time: Time) -> N
 
 
 async def a_rule_that_is_none_is_refused(engine: Full) -> None:
-    for numbers in ({"share": 0.0}, {"share": 1.5}, {"least": 0}, {"tries": 0}, {"window_s": 0.0}, {"pause_s": -1.0}):
+    wrong: list[dict[str, Any]] = [{"share": 0.0}, {"share": 1.5}, {"least": 0}, {"tries": 0}, {"window_s": 0.0}, {"pause_s": -1.0}]
+    for numbers in wrong:
         with pytest.raises(ValueInvalid):
             await engine.declare([kit.specs(WORK, kill_switch=KillSwitch(**numbers))])
 

@@ -1,5 +1,7 @@
 """What the code says of a limit holds until an operator sets other numbers, which hold at once and until they are reset; what each limit does at the moment is shown."""
 
+from typing import Any
+
 import pytest
 
 from beltline.core.errors import NameInvalid, NotFound, ValueInvalid
@@ -137,7 +139,7 @@ async def the_bucket_of_a_queue_is_shown_with_its_leases(engine: Full) -> None:
 
 
 async def numbers_that_are_none_are_refused(engine: Full) -> None:
-    bad = (
+    bad: tuple[dict[str, Any], ...] = (
         {"rate": 0.0},
         {"rate": -1.0},
         {"rate": 1.0, "burst": 0.5},
