@@ -1,13 +1,9 @@
 """The App: one place where tasks, chains, queues and resources are declared, and the door to one engine. No global app: make one, pass it on."""
 
-import importlib
-import importlib.util
 import math
-import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 
 from msgspec import structs
@@ -16,12 +12,10 @@ from beltline.chains import Chain, Line
 from beltline.core import limits as checks  # `limits` is what users write
 from beltline.core.chain import ChainPlan
 from beltline.core.clock import Clock
-from beltline.core.codec import unpack
 from beltline.core.config import Config
 from beltline.core.errors import ChainInvalid, HandleMisused, TaskInvalid, TaskUnknown, Unsupported, UsageError
 from beltline.core.flow import KillSwitch, Limit, check_switch
 from beltline.core.limits import Seconds
-from beltline.core.message import Message
 from beltline.core.names import QueueName, RunId, message_id, queue_name, task_name
 from beltline.core.policy import TaskPolicy
 from beltline.core.queues import AGEING_S, HIGH_WATER, Feed, QueueSpec
@@ -31,13 +25,14 @@ from beltline.core.schedule import CATCH_UP_LIMIT
 from beltline.core.views import MessageFilter
 from beltline.engines.guests import keeps_others_out
 from beltline.engines.protocol import Browse, Engine, Limits, Runs
-from beltline.handles import Handle, Host
+from beltline.handles import Handle
 from beltline.limiting import Debounce, Limited, Pick, Throttle, Unique, limit_name, limits_of, make_limit
 from beltline.portal import Portal
+from beltline.remote import Elsewhere, Remote
 from beltline.resources import Resource, Resources
 from beltline.schedules import S, ScheduleBook
-from beltline.sending import Call, Options, Sendable, Target, asend_calls, new_id, send_calls
-from beltline.tasks import AsyncTask, SyncTask, Task, build_message
+from beltline.sending import Call, Sendable, asend_calls, new_id, send_calls
+from beltline.tasks import AsyncTask, SyncTask, Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,7 +65,7 @@ class App:
         self._opened = False
         self._lock = threading.Lock()
         self.spec: str = ""
-        """Where workers find this app ("module:attribute"); set by load_app."""
+        """Where workers find this app ("module:attribute"); set by loading.load_app."""
 
     # -- declaring ---------------------------------------------------------------------------------------------------
 
@@ -478,57 +473,6 @@ class Registrar:
         return self._app._register(fn, self._options)
 
 
-class Remote(Sendable[..., Any]):
-    """A task known by name only. Arguments travel by position and name as given; the worker checks them."""
-
-    def __init__(self, app: App, name: str, queue: QueueName) -> None:
-        self.app = app
-        self.name = task_name(name)
-        self.queue = queue
-
-    def _target(self) -> Target:
-        return self
-
-    def takes(self, name: str) -> bool:
-        return True  # nobody here knows: whatever is given is an argument
-
-    def message(self, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Options) -> Message:
-        from beltline.core.codec import pack
-        from beltline.core.errors import BodyTooLarge
-
-        body = pack([list(args), kwargs])
-        if len(body) > self.app.max_body:
-            raise BodyTooLarge(size_bytes=len(body), limit_bytes=self.app.max_body)
-        return build_message(self.name, self.queue, body, chosen)
-
-    def read_result(self, data: bytes) -> Any:
-        return unpack(data)
-
-
-class Elsewhere(Sendable[..., Any]):
-    """A task of this app, sent to another queue than its own."""
-
-    def __init__(self, task: Task[..., Any], queue: QueueName) -> None:
-        self._task = task
-        self.queue = queue
-
-    @property
-    def app(self) -> Host:
-        return self._task.app
-
-    def _target(self) -> Target:
-        return self
-
-    def takes(self, name: str) -> bool:
-        return self._task.takes(name)
-
-    def message(self, args: tuple[Any, ...], kwargs: dict[str, Any], chosen: Options) -> Message:
-        return structs.replace(self._task.message(args, kwargs, chosen), queue=self.queue)
-
-    def read_result(self, data: bytes) -> Any:
-        return self._task.read_result(data)
-
-
 def _bound(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:
         raise UsageError(f"{name} = {value!r} is not allowed.", why="Allowed: a number from 1, or math.inf for no bound.")
@@ -540,71 +484,3 @@ def _merge(one: tuple[Feed, ...], other: tuple[Feed, ...]) -> tuple[Feed, ...]:
     for feed in (*one, *other):
         widest[feed.queue] = max(widest.get(feed.queue, 1), feed.fan_out)
     return tuple(Feed(queue, fan_out) for queue, fan_out in widest.items())
-
-
-def load_app(spec: str) -> App:
-    """The App that `module:attribute` or `path/to/file.py:attribute` names; the attribute may be left out when there is just one App.
-
-    The current directory is importable. Raises UsageError saying what was not found; errors of the user's own module come through as they are.
-    """
-    place, _, attribute = spec.partition(":")
-    if not place:
-        raise UsageError(f"{spec!r} names no module.", help="Write module:app, for example tasks:app.")
-    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place, spec)
-    if attribute:
-        found = module
-        for part in attribute.split("."):
-            found = getattr(found, part, None)
-        if not isinstance(found, App):
-            raise UsageError(f"{place} has no App called {attribute!r}.", help=f"Apps there: {', '.join(_apps(module)) or 'none'}.")
-        app = found
-    else:
-        apps = _apps(module)
-        if len(apps) != 1:
-            raise UsageError(f"{place} has {len(apps) or 'no'} Apps.", help="Name one: module:attribute.")
-        attribute, app = next(iter(apps.items()))
-    app.spec = f"{place}:{attribute}"
-    return app
-
-
-def _apps(module: Any) -> dict[str, App]:
-    return {name: value for name, value in vars(module).items() if isinstance(value, App)}
-
-
-def _load_module(name: str, spec: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
-            raise
-        raise UsageError(
-            f"There is no module {name!r} ({spec}).", why=f"Looked in {here} and the import path.", help="Run it where the module is."
-        ) from None
-
-
-def _load_file(path: Path) -> Any:
-    path = path.resolve()
-    if not path.is_file():
-        raise UsageError(f"There is no file {str(path)!r}.")
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
-    known = sys.modules.get(path.stem)
-    if known is not None and getattr(known, "__file__", None) == str(path):
-        return known
-    found = importlib.util.spec_from_file_location(path.stem, path)
-    if found is None or found.loader is None:
-        raise UsageError(f"{str(path)!r} cannot be loaded as Python.")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[path.stem] = module
-    try:
-        found.loader.exec_module(module)
-    except BaseException:
-        sys.modules.pop(path.stem, None)
-        raise
-    return module
-
-
-__all__ = ["App", "Handle", "load_app"]

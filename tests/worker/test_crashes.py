@@ -8,10 +8,10 @@ from typing import Any
 
 import psutil
 
-from beltline.app import load_app
 from beltline.core.names import MessageId
 from beltline.core.outcome import Cause
 from beltline.engines.memory import MemoryEngine
+from beltline.loading import load_app
 from beltline.worker.config import WorkerConfig
 from beltline.worker.supervisor import Supervisor
 from tests.worker import lines

@@ -132,7 +132,7 @@ class Session:
         Its engine is the configured one. Raises UsageError when no app is named or its module cannot be imported.
         """
         name = self.app_name(needed_for=needed_for)
-        from beltline.app import load_app
+        from beltline.loading import load_app
 
         try:
             app = load_app(name)

@@ -26,7 +26,7 @@ class Measured:
 
 async def measure(url: str, *, messages: int, slots: int, runners: int | None, durability: str | None, said: Callable[[str], None]) -> Measured:
     """Uses the queue `beltline-bench` of the engine and empties it. `messages` at least 1."""
-    from beltline.app import load_app
+    from beltline.loading import load_app
     from beltline.worker.config import WorkerConfig
     from beltline.worker.serve import serve
 
@@ -78,8 +78,8 @@ async def measure(url: str, *, messages: int, slots: int, runners: int | None, d
 
 async def left_over(url: str, durability: str | None) -> int:
     """What is in the bench's queue before it starts: somebody else's, or an earlier bench that was cut off."""
-    from beltline.app import load_app
     from beltline.core.names import QueueName
+    from beltline.loading import load_app
 
     app = load_app(APP)
     app.use_url(url, durability=durability)

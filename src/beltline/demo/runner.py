@@ -14,7 +14,6 @@ from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 
-from beltline.app import load_app
 from beltline.core.codec import unpack
 from beltline.core.config import Slots
 from beltline.core.errors import ConfigInvalid, ExtraMissing, Refused
@@ -25,6 +24,7 @@ from beltline.core.views import MessageFilter, ResultView
 from beltline.demo.photo import SUFFIXES, Photo, photos_in
 from beltline.engines.protocol import Control, Results
 from beltline.events import MessageSettled
+from beltline.loading import load_app
 from beltline.worker.config import WorkerConfig
 from beltline.worker.serve import serve
 from beltline.worker.supervisor import Supervisor

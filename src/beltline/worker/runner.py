@@ -19,9 +19,10 @@ from collections.abc import Callable
 from operator import mul
 from time import monotonic
 
-from beltline.app import App, load_app
+from beltline.app import App
 from beltline.core.errors import BeltlineError
 from beltline.core.message import Delivery, Receipt
+from beltline.loading import load_app
 from beltline.resources import Resources
 from beltline.worker.conduct import Conduct
 from beltline.worker.failures import failure_of
