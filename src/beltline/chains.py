@@ -11,7 +11,6 @@ Declaring it compiles the notation into a plan (core.chain.ChainPlan) and checks
 
 import math
 import types
-import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
@@ -27,6 +26,7 @@ from beltline.core.names import ChainName, QueueName, RunId, StageName, TaskName
 from beltline.core.outcome import Ack
 from beltline.core.policy import TaskPolicy
 from beltline.core.retry import Retry, as_retry
+from beltline.fitting import element, fits
 from beltline.handles import Host
 from beltline.limiting import FlowRules
 from beltline.sending import Options, Sendable, Target
@@ -442,7 +442,7 @@ class _Compiler:
                 raise ChainInvalid(f"{head.task.name} takes no argument, so it cannot follow {link.task.name}.")
             given, into = link.task.signature.returns, takes.type_of(takes.first_parameter)
             if head.role == "each" and not head.keys:
-                given = _element(given)
+                given = element(given)
             elif head.role == "gather":
                 given = types.GenericAlias(list, (given,)) if given is not Any and given is not None else Any
             if not fits(given, into):
@@ -472,54 +472,3 @@ def _matching_gather(links: "Sequence[Link | Branch[Any, Any]]") -> int | None:
                 return index
             depth -= 1
     return None
-
-
-def _element(kind: Any) -> Any:
-    if kind is Any:
-        return Any
-    origin = typing.get_origin(kind)
-    arguments = typing.get_args(kind)
-    if origin in (list, set, frozenset, Sequence) or (isinstance(origin, type) and issubclass(origin, Sequence)):
-        return arguments[0] if arguments else Any
-    if kind in (list, tuple, set):
-        return Any
-    return _NOT_A_LIST
-
-
-class _NotAList:
-    __qualname__ = "no list"
-
-
-_NOT_A_LIST = _NotAList
-
-
-def fits(given: Any, into: Any) -> bool:
-    """Whether a value of type `given` may be handed to `into`. Cautious: only a clear contradiction is refused."""
-    if given is Any or into is Any or given == into or isinstance(given, TypeVar) or isinstance(into, TypeVar):
-        return True
-    given, into = _bare(given), _bare(into)
-    if _is_union(given):
-        return any(fits(one, into) for one in typing.get_args(given))
-    if _is_union(into):
-        return any(fits(given, one) for one in typing.get_args(into))
-    given_origin, into_origin = typing.get_origin(given) or given, typing.get_origin(into) or into
-    if not isinstance(given_origin, type) or not isinstance(into_origin, type):
-        return True
-    if given_origin is _NotAList:
-        return False
-    if given_origin is int and into_origin is float:
-        return True
-    if not (issubclass(given_origin, into_origin) or {given_origin, into_origin} <= {list, tuple, set, frozenset, Sequence}):
-        return into_origin in (list, tuple, set, frozenset) and given_origin in (list, tuple, set, frozenset)
-    arguments = zip(typing.get_args(given), typing.get_args(into), strict=False)
-    return all(fits(one, other) for one, other in arguments)
-
-
-def _bare(kind: Any) -> Any:
-    while typing.get_origin(kind) is typing.Annotated:
-        kind = typing.get_args(kind)[0]
-    return kind
-
-
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (typing.Union, types.UnionType)
