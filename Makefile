@@ -38,8 +38,9 @@ help: ## print this list
 demo: .venv-base ## photos through a line of three stages, with a live picture
 	@$(BIN)/beltline demo $(ARGS)
 
+# One process per core, up to four: each starts the servers it needs for itself. ARGS="-n 0" runs them one after the other.
 test: .venv-test ## all tests (ENGINE=sqlite narrows, ARGS="-k lease" reach pytest)
-	@TEST_ENGINE="$(ENGINE)" $(PY) -m pytest $(ARGS)
+	@TEST_ENGINE="$(ENGINE)" $(PY) -m pytest -n logical --maxprocesses=4 --dist=worksteal $(ARGS)
 
 check: .venv-test ## format, lint, types, import floors, links and code blocks of the docs
 	$(BIN)/ruff format --check

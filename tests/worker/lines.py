@@ -46,6 +46,15 @@ async def pause_then(n: int, pause_s: float) -> int:
     return n
 
 
+app.queue("murdered", max_deliveries=1000)  # whoever is killed here is killed from outside, and no poison however slow the machine is
+
+
+@app.task(queue="murdered")
+async def pause_among_kills(n: int, pause_s: float) -> int:
+    await asyncio.sleep(pause_s)
+    return n
+
+
 @app.task(queue="work")
 async def leave_behind(word: str) -> str:
     before = leftover.get()
