@@ -61,7 +61,7 @@ def history() -> History:
     """Of this version."""
     functions = ("endings.sql", "verbs.sql", "control.sql", "upkeep.sql", "moving.sql")
     first = _files("tables.sql", *functions)
-    flow = ("flow.sql", "flow_limits.sql", "flow_lanes.sql", "flow_receive.sql", "flow_unique.sql", "flow_views.sql")
+    flow = ("flow.sql", "flow_limits.sql", "flow_lanes.sql", "flow_pick.sql", "flow_receive.sql", "flow_unique.sql", "flow_views.sql")
     second = _files("schedules.sql", "fleets.sql", *flow, *functions)
     steps = (Migration(1, "0001_expand_first_tables", first, 1), Migration(2, "0002_expand_schedules_limits_fleets", second, 1))
     return History(steps, oldest=2)

@@ -149,9 +149,57 @@ BEGIN
     WHERE s.n = f.n;
 END $$;
 
--- Add up what was told since the last receive. touched: shares whose standing is to be looked at; begun: those that had nothing to give in between.
+-- Lanes (and the shares that have them) after what was told of them. touched: shares whose standing is to be looked at; begun: those that had nothing to give in between.
+CREATE FUNCTION beltline._flow_changed(INOUT g beltline.flow, p_events beltline.flow_event[], p_lanes int[], OUT touched int[], OUT begun int[]) LANGUAGE plpgsql AS $$
+DECLARE v_emptied int[]; v_new int[];
+BEGIN
+  begun := '{}';
+  SELECT array_agg(i.n), coalesce(bool_or(l.name[2] <> ''), false) OR g.sticky INTO v_new, g.sticky
+    FROM unnest(p_lanes) AS i(n) CROSS JOIN LATERAL (SELECT name FROM beltline.flow_lane x WHERE x.n = i.n AND x.share IS NULL OFFSET 0) l;
+  IF v_new IS NOT NULL THEN
+    PERFORM beltline._flow_shares(g.queue, g.members, v_new);
+  END IF;
+  -- Lanes that had nothing ready after some verb: a closed one has opened then. Shares that had nothing to give after some verb, by the lanes that were open.
+  IF EXISTS (SELECT FROM unnest(p_events) WHERE ready < 0 OR heads < 0) THEN   -- not by sends and settles
+    WITH verb AS (SELECT lane, verb, min(n) AS n, sum(ready) AS ready FROM unnest(p_events) WHERE lane IS NOT NULL GROUP BY lane, verb)
+      SELECT array_agg(DISTINCT r.lane) INTO v_emptied FROM (
+        SELECT v.lane, l.ready + sum(v.ready) OVER (PARTITION BY v.lane ORDER BY v.n) AS ready
+          FROM verb v CROSS JOIN LATERAL (SELECT ready FROM beltline.flow_lane x WHERE x.n = v.lane OFFSET 0) l) r WHERE r.ready <= 0;
+    WITH lanes AS MATERIALIZED (
+      SELECT l.* FROM unnest(p_lanes) AS i(n) CROSS JOIN LATERAL (SELECT n, share, heads, closed_limit FROM beltline.flow_lane x WHERE x.n = i.n OFFSET 0) l
+        WHERE l.closed_limit IS NULL OR l.n = ANY(v_emptied)),
+    base AS (SELECT share, sum(CASE WHEN closed_limit IS NULL THEN heads ELSE 0 END) AS heads FROM lanes GROUP BY share),
+    verb AS (SELECT l.share, e.verb, min(e.n) AS n, sum(e.heads) AS heads FROM unnest(p_events) e JOIN lanes l ON l.n = e.lane GROUP BY l.share, e.verb)
+      SELECT coalesce(array_agg(DISTINCT r.share), '{}') INTO begun FROM (
+        SELECT v.share, b.heads + sum(v.heads) OVER (PARTITION BY v.share ORDER BY v.n) AS heads FROM verb v JOIN base b ON b.share = v.share) r
+      WHERE r.heads <= 0 AND NOT EXISTS (SELECT FROM beltline.flow_lane o WHERE o.share = r.share AND o.closed_limit IS NULL AND o.head_seq IS NOT NULL AND NOT o.n = ANY(p_lanes));
+  END IF;
+  UPDATE beltline.flow_lane l SET ready = l.ready + d.ready, heads = l.heads + d.heads, leased = l.leased + d.leased, messages = l.messages + d.messages,
+      head_rank = CASE WHEN d.moved THEN h.rank ELSE l.head_rank END, head_seq = CASE WHEN d.moved THEN h.seq ELSE l.head_seq END,
+      closed_limit = CASE WHEN NOT d.emptied THEN l.closed_limit END, closed_key = CASE WHEN NOT d.emptied THEN l.closed_key END,
+      closed_until = CASE WHEN NOT d.emptied THEN l.closed_until END, closed_at = CASE WHEN NOT d.emptied THEN l.closed_at END
+    FROM (SELECT lane, sum(ready)::int AS ready, sum(heads)::int AS heads, sum(leased)::int AS leased, sum(messages)::int AS messages, bool_or(ready <> 0 OR heads <> 0) AS moved,
+        coalesce(lane = ANY(v_emptied), false) AS emptied FROM unnest(p_events) WHERE lane IS NOT NULL GROUP BY lane) d
+      LEFT JOIN LATERAL (SELECT rank, seq FROM beltline.flow_ready r WHERE d.moved AND r.lane = d.lane ORDER BY rank, seq LIMIT 1) h ON true
+    WHERE l.n = d.lane AND (d.moved OR d.leased <> 0 OR d.messages <> 0 OR d.emptied);
+  WITH share AS (SELECT l.share AS n, sum(e.leased)::int AS leased FROM unnest(p_events) e
+      CROSS JOIN LATERAL (SELECT share FROM beltline.flow_lane x WHERE x.n = e.lane OFFSET 0) l WHERE e.leased <> 0 GROUP BY l.share),
+  changed AS (UPDATE beltline.flow_share s SET leased = s.leased + share.leased FROM share WHERE s.n = share.n RETURNING s.nobody, share.leased)
+    SELECT g.lent + coalesce(sum(leased) FILTER (WHERE NOT nobody), 0) INTO g.lent FROM changed;
+  IF EXISTS (SELECT FROM unnest(p_events) WHERE cost IS NOT NULL) THEN
+    UPDATE beltline.flow_share s SET cost = c.cost FROM (
+        SELECT DISTINCT ON (l.tenant) l.tenant, e.cost FROM unnest(p_events) e
+          CROSS JOIN LATERAL (SELECT name[1] AS tenant FROM beltline.flow_lane x WHERE x.n = e.lane OFFSET 0) l WHERE e.cost IS NOT NULL ORDER BY l.tenant, e.n DESC) c
+      WHERE s.queue = g.queue AND s.tenant = c.tenant AND s.cost <> c.cost;
+  END IF;
+  touched := ARRAY(SELECT DISTINCT l.share FROM (
+      SELECT DISTINCT lane FROM unnest(p_events) WHERE lane IS NOT NULL AND (ready <> 0 OR heads <> 0 OR leased = 0 AND messages = 0 AND work IS NULL)) AS i(n)   -- not by settles
+    CROSS JOIN LATERAL (SELECT share FROM beltline.flow_lane x WHERE x.n = i.n OFFSET 0) l);
+END $$;
+
+-- Add up what was told since the last receive: lanes, shares, work, places that are free again.
 CREATE FUNCTION beltline._flow_gather(INOUT g beltline.flow, OUT touched int[], OUT begun int[]) LANGUAGE plpgsql AS $$
-DECLARE v_events beltline.flow_event[]; v_lanes int[]; v_emptied int[]; v_span bigint; v_sums bigint[]; v_freed record; v_more int[];
+DECLARE v_events beltline.flow_event[]; v_lanes int[]; v_span bigint; v_sums bigint[]; v_freed record; r record;
 BEGIN
   touched := '{}';
   begun := '{}';
@@ -161,41 +209,12 @@ BEGIN
     RETURN;
   END IF;
   v_lanes := ARRAY(SELECT DISTINCT lane FROM unnest(v_events) WHERE lane IS NOT NULL ORDER BY lane);
-  SELECT array_agg(i.n), coalesce(bool_or(l.name[2] <> ''), false) OR g.sticky INTO v_more, g.sticky
-    FROM unnest(v_lanes) AS i(n) CROSS JOIN LATERAL (SELECT name FROM beltline.flow_lane x WHERE x.n = i.n AND x.share IS NULL OFFSET 0) l;
-  IF v_more IS NOT NULL THEN
-    PERFORM beltline._flow_shares(g.queue, g.members, v_more);
+  IF v_lanes <> '{}' THEN
+    SELECT * INTO r FROM beltline._flow_changed(g, v_events, v_lanes);
+    g := r.g;
+    touched := r.touched;
+    begun := r.begun;
   END IF;
-  -- Lanes that had nothing ready after some verb: a closed one has opened then. Shares that had nothing to give after some verb, by the lanes that were open.
-  IF EXISTS (SELECT FROM unnest(v_events) WHERE ready < 0 OR heads < 0) THEN   -- not by sends and settles
-    WITH verb AS (SELECT lane, verb, min(n) AS n, sum(ready) AS ready FROM unnest(v_events) WHERE lane IS NOT NULL GROUP BY lane, verb)
-      SELECT array_agg(DISTINCT r.lane) INTO v_emptied FROM (
-        SELECT v.lane, l.ready + sum(v.ready) OVER (PARTITION BY v.lane ORDER BY v.n) AS ready
-          FROM verb v CROSS JOIN LATERAL (SELECT ready FROM beltline.flow_lane x WHERE x.n = v.lane OFFSET 0) l) r WHERE r.ready <= 0;
-    WITH lanes AS MATERIALIZED (
-      SELECT l.* FROM unnest(v_lanes) AS i(n) CROSS JOIN LATERAL (SELECT n, share, heads, closed_limit FROM beltline.flow_lane x WHERE x.n = i.n OFFSET 0) l
-        WHERE l.closed_limit IS NULL OR l.n = ANY(v_emptied)),
-    base AS (SELECT share, sum(CASE WHEN closed_limit IS NULL THEN heads ELSE 0 END) AS heads FROM lanes GROUP BY share),
-    verb AS (SELECT l.share, e.verb, min(e.n) AS n, sum(e.heads) AS heads FROM unnest(v_events) e JOIN lanes l ON l.n = e.lane GROUP BY l.share, e.verb)
-      SELECT coalesce(array_agg(DISTINCT r.share), '{}') INTO begun FROM (
-        SELECT v.share, b.heads + sum(v.heads) OVER (PARTITION BY v.share ORDER BY v.n) AS heads FROM verb v JOIN base b ON b.share = v.share) r
-      WHERE r.heads <= 0 AND NOT EXISTS (SELECT FROM beltline.flow_lane o WHERE o.share = r.share AND o.closed_limit IS NULL AND o.head_seq IS NOT NULL AND NOT o.n = ANY(v_lanes));
-  END IF;
-  UPDATE beltline.flow_lane l SET ready = l.ready + d.ready, heads = l.heads + d.heads, leased = l.leased + d.leased, messages = l.messages + d.messages,
-      head_rank = h.rank, head_seq = h.seq, closed_limit = CASE WHEN NOT d.emptied THEN l.closed_limit END, closed_key = CASE WHEN NOT d.emptied THEN l.closed_key END,
-      closed_until = CASE WHEN NOT d.emptied THEN l.closed_until END, closed_at = CASE WHEN NOT d.emptied THEN l.closed_at END
-    FROM (SELECT lane, sum(ready)::int AS ready, sum(heads)::int AS heads, sum(leased)::int AS leased, sum(messages)::int AS messages,
-        coalesce(lane = ANY(v_emptied), false) AS emptied FROM unnest(v_events) WHERE lane IS NOT NULL GROUP BY lane) d
-      LEFT JOIN LATERAL (SELECT rank, seq FROM beltline.flow_ready r WHERE r.lane = d.lane ORDER BY rank, seq LIMIT 1) h ON true
-    WHERE l.n = d.lane;
-  WITH share AS (SELECT l.share AS n, sum(e.leased)::int AS leased FROM unnest(v_events) e
-      CROSS JOIN LATERAL (SELECT share FROM beltline.flow_lane x WHERE x.n = e.lane OFFSET 0) l WHERE e.leased <> 0 GROUP BY l.share),
-  changed AS (UPDATE beltline.flow_share s SET leased = s.leased + share.leased FROM share WHERE s.n = share.n RETURNING s.nobody, share.leased)
-    SELECT g.lent + coalesce(sum(leased) FILTER (WHERE NOT nobody), 0) INTO g.lent FROM changed;
-  UPDATE beltline.flow_share s SET cost = c.cost FROM (
-      SELECT DISTINCT ON (l.tenant) l.tenant, e.cost FROM unnest(v_events) e
-        CROSS JOIN LATERAL (SELECT name[1] AS tenant FROM beltline.flow_lane x WHERE x.n = e.lane OFFSET 0) l WHERE e.cost IS NOT NULL ORDER BY l.tenant, e.n DESC) c
-    WHERE s.queue = g.queue AND s.tenant = c.tenant AND s.cost <> c.cost;
   SELECT max(at) / 150000 INTO v_span FROM unnest(v_events) WHERE work IS NOT NULL;
   IF v_span IS NOT NULL THEN
     PERFORM beltline._flow_worked(g.queue, v_events);
@@ -205,9 +224,6 @@ BEGIN
       INTO v_sums FROM unnest(v_events) WHERE work IS NOT NULL;
     g.span := v_span; g.work := v_sums[1]; g.work_before := v_sums[2];
   END IF;
-  touched := ARRAY(SELECT DISTINCT l.share FROM (
-      SELECT DISTINCT lane FROM unnest(v_events) WHERE lane IS NOT NULL AND (ready <> 0 OR heads <> 0 OR leased = 0 AND messages = 0 AND work IS NULL)) AS i(n)   -- not by settles
-    CROSS JOIN LATERAL (SELECT share FROM beltline.flow_lane x WHERE x.n = i.n OFFSET 0) l);
   FOR v_freed IN SELECT name, key, sum(places)::int AS places FROM unnest(v_events) WHERE name IS NOT NULL GROUP BY name, key LOOP
     WITH opened AS (UPDATE beltline.flow_lane SET closed_limit = NULL, closed_key = NULL, closed_until = NULL, closed_at = NULL WHERE n = ANY(ARRAY(
         SELECT n FROM beltline.flow_lane WHERE closed_limit = v_freed.name AND closed_key = v_freed.key AND queue = g.queue

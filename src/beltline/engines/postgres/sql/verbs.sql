@@ -360,13 +360,13 @@ END $$;
 -- kind 0: a delivery. 1: queue `task` is not declared. 2: nothing is there, and time alone will change that at `until` (NULL: not at all).
 CREATE OR REPLACE FUNCTION beltline.receive(p_now bigint, p_queues text[], p_limit int, p_lease bigint, p_worker text)
   RETURNS TABLE(kind int, queue int, id uuid, task text, epoch int, failed int, lost int, sent bigint, until bigint, group_epoch bigint, head bytea, body bytea)
-  LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+  LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   v_now bigint := beltline._now(p_now); v_queues int[] := beltline._queues(p_queues); v_until bigint := v_now + p_lease; v_worker int := beltline._worker(p_worker);
   v_count int := 0; v_found int; v_room int; v_again uuid[]; v_next bigint; q record;
   v_memo bigint[]; v_seen bigint[]; v_clock bigint; v_began bigint; v_walked bigint; v_full boolean; v_from bigint; v_tids tid[]; v_lowest bigint;
-  g beltline.flow; v_shut int[] := '{}'; v_flowed int[] := '{}'; v_opens bigint;
+  g beltline.flow; f record; v_flows boolean; v_shut int[] := '{}'; v_flowed int[] := '{}'; v_opens bigint;
 BEGIN
   IF array_position(v_queues, NULL) IS NOT NULL THEN
     RETURN QUERY SELECT 1, 0, NULL::uuid, p_queues[array_position(v_queues, NULL)], 0, 0, 0, 0::bigint, 0::bigint, 0::bigint, NULL::bytea, NULL::bytea;
@@ -390,6 +390,8 @@ BEGIN
       INTO q FROM beltline.queue o WHERE o.n = v_queues[i];
     CONTINUE WHEN q.paused;
     v_room := NULL;
+    v_again := '{}';
+    v_flows := false;
     IF q.gated THEN
       g := beltline._gated(v_queues[i]);
       IF greatest(g.snoozed, g.tripped) > v_now THEN
@@ -398,28 +400,32 @@ BEGIN
         CONTINUE;
       ELSIF g.shaped OR g.limited OR g.trying THEN
         PERFORM beltline._turn(v_now, q.n, v_from) WHERE q.turn;
-        RETURN QUERY SELECT * FROM beltline._flow_receive(v_now, i, q.n, p_limit - v_count, p_lease, p_worker, v_worker);
-        GET DIAGNOSTICS v_found = ROW_COUNT;
-        v_count := v_count + v_found;
+        SELECT * INTO f FROM beltline._flow_receive(v_now, q.n, p_limit - v_count, p_lease, p_worker, v_worker);
+        v_flows := true;
         v_flowed := v_flowed || q.n;
-        v_room := current_setting('beltline.plain')::int;   -- messages without a lane are taken as ever, where nothing else stands
-        CONTINUE WHEN v_room < 1;
+        v_again := f.ids;
+        v_room := f.plain;   -- messages without a lane are taken as ever, where nothing else stands
+        v_opens := least(v_opens, f.opens);
       END IF;
     END IF;
-    IF v_room IS NOT NULL THEN
-      q.over := false;
-    ELSIF q.turn THEN
+    IF NOT v_flows AND q.turn THEN
       PERFORM beltline._turn(v_now, q.n, v_from);
-    ELSIF NOT q.over AND v_memo[3] < v_now - 3000 THEN   -- two seconds for transactions under way
+    ELSIF NOT v_flows AND NOT q.over AND v_memo[3] < v_now - 3000 THEN   -- two seconds for transactions under way
       v_memo[3] := v_now - 2000;
       v_memo[4] := CASE WHEN v_full THEN v_clock + 1000000 ELSE v_memo[4] END;
     END IF;
-    IF q.over THEN
+    IF NOT v_flows AND q.over THEN
       v_again := ARRAY(SELECT beltline._over(v_now, q.n, p_limit - v_count, p_lease, v_worker, v_from));
+    END IF;
+    IF v_again <> '{}' THEN
       RETURN QUERY SELECT 0, i, l.id, b.task, l.epoch, l.failed, l.lost, b.sent, l.due, CASE WHEN l.flags & 1 <> 0 THEN nextval('beltline.hand_out') ELSE 0 END, b.head, b.body
         FROM unnest(v_again) WITH ORDINALITY AS a(id, ord) CROSS JOIN LATERAL (SELECT * FROM beltline.lease x WHERE x.id = a.id OFFSET 0) l
           CROSS JOIN LATERAL (SELECT task, sent, head, body FROM beltline.body y WHERE y.id = a.id OFFSET 0) b ORDER BY a.ord;
-      v_count := v_count + cardinality(v_again);
+      GET DIAGNOSTICS v_found = ROW_COUNT;
+      v_count := v_count + v_found;
+    END IF;
+    IF v_flows AND v_room < 1 AND v_count = 0 THEN
+      v_opens := least(v_opens, beltline._flow_opens(v_now, q.n, NOT f.starved));
     END IF;
     IF v_room IS NULL THEN
       v_room := p_limit - v_count;
@@ -450,7 +456,10 @@ BEGIN
       PERFORM set_config('beltline.q' || q.n, array_to_string(v_memo, ' '), false);
     END IF;
     IF v_tids IS NULL THEN
-      PERFORM beltline._flow_took(v_now, q.n, 0, false, NULL) WHERE q.n = ANY(v_flowed);
+      IF v_flows THEN
+        PERFORM beltline._flow_took(v_now, f.g, 0, false, NULL);
+        v_opens := CASE WHEN v_count = 0 THEN least(v_opens, beltline._flow_opens(v_now, q.n, true)) ELSE v_opens END;
+      END IF;
       CONTINUE;
     END IF;
     RETURN QUERY
@@ -466,8 +475,8 @@ BEGIN
         FROM taken t CROSS JOIN LATERAL (SELECT task, sent, head, body FROM beltline.body x WHERE x.id = t.id OFFSET 0) b ORDER BY t.rank, t.seq;
     GET DIAGNOSTICS v_found = ROW_COUNT;
     v_count := v_count + v_found;
-    IF q.n = ANY(v_flowed) THEN
-      PERFORM beltline._flow_took(v_now, q.n, v_found, v_found = v_room, v_lowest);
+    IF v_flows THEN
+      PERFORM beltline._flow_took(v_now, f.g, v_found, v_found = v_room, v_lowest);
     END IF;
   END LOOP;
   IF v_count = 0 THEN
@@ -476,7 +485,7 @@ BEGIN
       (SELECT min(since) FROM beltline.blocked b WHERE b.queue = n.q AND b.was = 0 AND b.since >= k.low),
       (SELECT min(due) FROM beltline.lease l WHERE l.queue = n.q AND l.due >= CASE WHEN n.q = ANY(v_flowed) THEN v_now + 1 ELSE k.low END)) AS m) s
       WHERE NOT n.q = ANY(v_shut);
-    v_next := least(v_next, v_opens, nullif(current_setting('beltline.opens', true), '')::bigint);
+    v_next := least(v_next, v_opens);
     RETURN QUERY SELECT 2, 0, NULL::uuid, NULL::text, 0, 0, 0, v_now, v_next, 0::bigint, NULL::bytea, NULL::bytea;
   END IF;
 END $$;
@@ -607,7 +616,7 @@ CREATE OR REPLACE FUNCTION beltline.settle(p_now bigint, p_guest boolean, s_id u
   p_dedup_ms bigint[], p_run uuid[], p_chain int[], p_gather uuid[], p_part int[], p_head bytea[], p_body bytea[],
   g_parent int[], g_id uuid[], g_run uuid[], g_chain text[], g_expected int[], g_on_dead smallint[], g_outer uuid[], g_outer_part int[], g_ttl bigint[], g_data bytea[],
   g_then int[], g_prefix bytea[], g_suffix bytea[], s_snooze bigint[] DEFAULT NULL, p_flow jsonb[] DEFAULT NULL)
-  RETURNS TABLE(done int[], woken text, refused text) LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+  RETURNS TABLE(done int[], woken text, refused text) LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   v_now bigint := CASE WHEN p_guest THEN beltline._time(p_now) ELSE beltline._now(p_now, 1) END;
