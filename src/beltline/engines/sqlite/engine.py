@@ -1,12 +1,11 @@
 """SqliteEngine: the contract's verbs as operations for the writer thread and looks for the reader thread of one file.
 
-All engines of one process on one file share those two threads (`_Shared`, by real path, counted), so there is one writer per process; flock makes it one
+All engines of one process on one file share those two threads (sharing.py), so there is one writer per process; flock makes it one
 at a time per host. Usable from any event loop and thread. After a fork the child may not use it: SQLite's locks do not survive one.
 """
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
@@ -43,45 +42,18 @@ from beltline.core.views import (
     WorkerView,
 )
 from beltline.engines.moving import Level, MovedPage, Seal, Section
-from beltline.engines.sqlite import browsing, control, fleets, flow, moving, place, schedules, schema, settling, upkeep
+from beltline.engines.sqlite import browsing, control, fleets, flow, moving, place, schedules, schema, settling, sharing, upkeep
 from beltline.engines.sqlite.ledger import Ledger
 from beltline.engines.sqlite.operations import Chore, Operation, Wait
-from beltline.engines.sqlite.reader import Look, Reader
+from beltline.engines.sqlite.reader import Look
 from beltline.engines.sqlite.receiving import receive
 from beltline.engines.sqlite.sending import send
+from beltline.engines.sqlite.sharing import Shared
 from beltline.engines.sqlite.standing import standing
 from beltline.engines.sqlite.times import Ratchet, WallClock, ceil_ms
-from beltline.engines.sqlite.transactions import AsyncSqliteTransaction, Desks, SqliteTransaction, checked, refuse_holding, send_in
-from beltline.engines.sqlite.writer import Writer
+from beltline.engines.sqlite.transactions import AsyncSqliteTransaction, SqliteTransaction, checked, refuse_holding, send_in
 
 T = TypeVar("T")
-
-
-class _Shared:
-    """The threads of one file in this process, and how many engines use them."""
-
-    def __init__(self, path: Path, audited: bool) -> None:
-        self.reader = Reader(path)
-        self.writer = Writer(path, audited=audited, on_poison=self.reader.distrust)
-        self.desks = Desks(path, audited=audited, on_poison=self.reader.distrust)
-        self.users = 0
-
-
-_lock = threading.Lock()
-_shared: dict[Path, _Shared] = {}
-_carried: list[object] = []  # in a forked child: the parent's handles, kept for ever, because closing one would drop the parent's locks
-_carried_paths: set[Path] = set()
-
-
-def _after_fork() -> None:
-    global _lock  # noqa: PLW0603 - the parent's lock may have been held by a thread that does not exist here
-    _lock = threading.Lock()
-    _carried.extend(_shared.values())
-    _carried_paths.update(_shared)
-    _shared.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 class SqliteEngine:
@@ -111,7 +83,7 @@ class SqliteEngine:
         self._audit = audit
         self._clock = clock
         self._time = Ratchet(clock or WallClock())
-        self._shared: _Shared | None = None
+        self._shared: Shared | None = None
         self._real: Path | None = None
         self._closed = False
         self._pid = os.getpid()
@@ -125,7 +97,7 @@ class SqliteEngine:
             return
         place.check_library()
         real = place.prepare(self.path)
-        if real in _carried_paths:
+        if sharing.carried(real):
             raise HandleMisused(
                 f"{real} was open in the parent when this process was forked.",
                 why="SQLite cannot be opened again here.",
@@ -144,17 +116,14 @@ class SqliteEngine:
         if subscribe is not None:
             self._unsubscribe = subscribe(shared.writer.look_again)
 
-    def _join(self, real: Path) -> _Shared | None:
+    def _join(self, real: Path) -> Shared | None:
         """Become a user of the file's threads; None if another task of this process has just done it."""
-        with _lock:
+        with sharing.lock:
             if self._shared is not None:
                 return None
-            shared = _shared.get(real)
-            if shared is None:
-                shared = _shared[real] = _Shared(real, self._audit)
-            shared.users += 1
-            self._shared, self._real = shared, real
-            return shared
+            self._shared = sharing.join(real, audited=self._audit)
+            self._real = real
+            return self._shared
 
     async def close(self) -> None:
         self._check_process()
@@ -164,17 +133,14 @@ class SqliteEngine:
         await self._let_go()
 
     async def _let_go(self) -> None:
-        with _lock:
+        with sharing.lock:
             shared, self._shared = self._shared, None
             if shared is None:
                 return
-            shared.users -= 1
-            last = shared.users == 0
-            if last and self._real is not None:
-                del _shared[self._real]
+            last = sharing.leave(shared)
         await self._chore(shared, lambda: self._leave(shared, last))
 
-    def _leave(self, shared: _Shared, last: bool) -> None:
+    def _leave(self, shared: Shared, last: bool) -> None:
         shared.writer.end_waits(self)
         shared.writer.note_time(self._time)
         if last:
@@ -182,7 +148,7 @@ class SqliteEngine:
             shared.reader.stop()
             shared.writer.close()
 
-    async def _chore(self, shared: _Shared, do: Callable[[], None]) -> None:
+    async def _chore(self, shared: Shared, do: Callable[[], None]) -> None:
         chore = Chore(do)
         shared.writer.submit(chore)
         await chore.future
@@ -195,7 +161,7 @@ class SqliteEngine:
                 help="Make an engine in the child, and start processes with spawn or forkserver.",
             )
 
-    def _in_use(self) -> _Shared:
+    def _in_use(self) -> Shared:
         shared = self._shared
         if shared is None or os.getpid() != self._pid:
             self._check_process()
