@@ -21,6 +21,7 @@ from beltline.core.views import MessageFilter
 from beltline.engines.memory import MemoryEngine
 from beltline.testing import conformance, machine
 from beltline.testing.conformance import kit
+from tests.engines import mutants_of_schedules
 from tests.engines.test_memory import MemoryHarness
 
 EVERYTHING = MessageFilter()
@@ -413,6 +414,12 @@ class AStaleSettleGivesAPlaceBack(Limiting):
         return answers
 
 
+class ALateRenewTakesWhatOthersHave(MemoryEngine):
+    async def renew(self, receipts, *, lease_s):
+        self._store.limits.keeps = lambda *_: True
+        return await super().renew(receipts, lease_s=lease_s)
+
+
 class CostsAreIgnored(Twisted):
     def twist_message(self, message):
         if message.flow is None:
@@ -533,6 +540,7 @@ MUTANTS: list[tuple[type[MemoryEngine], str]] = [
     (APlaceIsNotGivenBack, "L47"),
     (APlaceIsGivenBackTwice, "L47"),
     (AStaleSettleGivesAPlaceBack, "L47"),
+    (ALateRenewTakesWhatOthersHave, "L47"),
     (TheUniqueKeyIsForgottenAtTheHandOut, "L48"),
     (TheQueueIsNotSnoozedWithTheRelease, "L49"),
     (TheKillSwitchNeverTrips, "L49"),
@@ -547,6 +555,7 @@ MUTANTS: list[tuple[type[MemoryEngine], str]] = [
     (ADeclarationRewindsASchedule, "L45"),
     (AResumedScheduleCatchesUp, "L45"),
     (WhatLeftTheCodeIsFired, "L45"),
+    *mutants_of_schedules.MUTANTS,
 ]
 
 
@@ -565,7 +574,16 @@ def test_a_wrong_engine_breaks_its_law(mutant, law):
 
 
 @pytest.mark.parametrize(
-    "mutant", [SettleIgnoresTheEpoch, HandOffBeforeTheEpochCheck, LostDeliveriesAreNotCounted, GroupsAreIgnored, TheUniqueKeyIsForgottenAtTheHandOut]
+    "mutant",
+    [
+        SettleIgnoresTheEpoch,
+        HandOffBeforeTheEpochCheck,
+        LostDeliveriesAreNotCounted,
+        GroupsAreIgnored,
+        TheUniqueKeyIsForgottenAtTheHandOut,
+        AStepAndItsSendsAreTwoWrites,
+        mutants_of_schedules.ADecisionEndsAnOrder,
+    ],
 )
 def test_the_state_machine_finds_a_wrong_engine(mutant):
     assert_found(machine.case(harness_of(mutant), oracle=MemoryHarness))

@@ -36,15 +36,17 @@ Laws every engine keeps (each is a file of beltline.testing.conformance):
               that has no lane. Who is next: of the shares that have something to give to this worker, those that are not noisy first, then the lowest tag - head_start(priority
               of what it would give, ageing_s), then by name (UTF-8); in a share the lowest (rank, send order) over its open lanes. A hand-out lifts the queue's turn to the share's
               tag and the tag by turn_cost(weight) (the tenant's last sent weight). A share that begins to have something to give starts at the queue's turn at least.
+              What a share is ahead of the queue's turn is one hand-out's cost at most, so an engine may forget it of a tenant who has been away for 7 days.
               A lease that is over and handed out again costs no turn. Noisy: core.flow.noisy over leases (those that are over too) and worker time (ran_s of settlements) of this and the last window,
               looked at when a share is about to be served, and, for those marked, at each receive.
   limits      a start (hand-out, also of a lease that is over) needs room in each bucket of the message's claims, in their order, and in each limit of its queue. A bucket without a
-              limit of that name is open. Places are held by leases that are not over (for key "" also by every lease of the queues that name the limit). The first bucket that
+              limit of that name is open. Places are held by leases that are not over (for key "" also by every lease of the queues that name the limit). A claim on the very bucket that
+              its queue's limit stands for is charged beside the queue's start (its lease holds one place all the same); an app refuses to say so. The first bucket that
               refuses a head closes its lane: until its rate allows the start (rounded up to ms), or until the first of the leases that hold its places would be over. It opens at that
               time (at most 200 lanes a receive, by (closed_until, closed_at, name)), when it is empty, when the limit is set, reset or declared with other numbers, and one lane of each queue for each
               place that is given back (any end of a lease, by limits with a concurrency; by (closed_at, name); after empty ones are open). A closed lane is not looked at, and blocks nobody. A receive that has closed about 1,000 lanes gives what it has; who waits asks again at once.
               A lane whose delayed message is due is not empty.
-              A lease that is over and may not start again stays as it is. What code declares gives way to what was set at run time until that is reset.
+              A lease that is over and may not start again stays as it is. A late `renew` takes the places again: where one is no longer free it answers LEASE_LOST and writes nothing. What code declares gives way to what was set at run time until that is reset.
   unique      of the messages of a queue with one unique key only the last stored one is remembered; core.flow.Unique says when it stands for a new one (DEDUPLICATED, or REPLACED:
               body, headers, timeout_s and retry are the new one's, a delayed one is put off, the history says "replaced"). A send looks at it after id and dedup key. Hand-offs ignore it.
   switch      a queue that is snoozed, or tripped by its kill switch, is left alone like a paused one until that instant. core.flow.KillSwitch is judged once after each settle, over all it ended
@@ -54,8 +56,9 @@ Laws every engine keeps (each is a file of beltline.testing.conformance):
               as all lanes are. Without members everybody may have the lane. A lease that is over goes to whoever comes.
   schedules   `stood_at` says up to which instant all is decided: put and resumed at now, moved by steps, never beyond now. A step compares it, the revision of the spec and
               that the schedule is active, and sends (as `send` does, all of its messages or none), in one write; of any number of schedulers one wins. Who wins twice, by a
-              restored store, sends the same ids again. A put keeps pause and position unless the timing changed (cron, interval, zone): then it stands at now. Code takes a
-              schedule over from an operator, never the other way round; one that an owner's code no longer names, and nobody has named for LEFT_S, is left: kept and not fired.
+              restored store, sends the same ids again. A put keeps pause and position unless the timing changed (cron, interval, zone): then it stands at now. Of two with
+              one name in a put the second changes the first. Code takes a schedule over from an operator, never the other way round; one that an owner's code no longer
+              names, and nobody has named for LEFT_S, is left: kept as it is and not fired.
   sizes       the size of a queue's fleet is one row with a turn. A decision names the turn it was made on: of any number made on one turn exactly one is written.
               The log keeps the newest 1,000 decisions of each queue. An order (set_range) keeps the turn, makes the next decision due, and stands until it is cleared.
   use         from any thread and event loop of the process; before open, after close and after a fork: HandleMisused.
@@ -455,5 +458,6 @@ class Schedules(Protocol):
         """Each in one write, one answer per step in the order given. A message whose id was sent before is not sent again.
 
         Raises what `send` raises beside QueueFull and QueueNotDeclared (BodyTooLarge, ValueInvalid): the step with that message was not taken, others may have been.
+        Of several reasons not to take a step any may be told. The steps of one schedule are looked at in the order given.
         """
         ...

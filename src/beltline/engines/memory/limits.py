@@ -117,6 +117,11 @@ class LimitBook:
             if limit is not None and limit.interval_us:
                 bucket.tat_us = max(bucket.tat_us, millis(now) * 1000) + limit.takes_us(claim.cost)
 
+    def keeps(self, claims: Iterable[Claim], names: Iterable[str], now: float) -> bool:
+        """Whether a lease that is over may go on: nobody else has its places. `names`: the limits of its queue."""
+        buckets = {*((claim.limit, claim.key) for claim in claims), *((name, "") for name in names)}
+        return all(limit is None or self.left(bucket, limit, now) >= 1 for bucket in buckets for limit in (self.limit(bucket[0]),))
+
     def end(self, row: Row, claims: Iterable[Claim], names: Iterable[str]) -> None:
         """Its lease is no more. `names`: the limits of its queue."""
         for claim in claims:

@@ -304,8 +304,12 @@ class Store:
             if row is None:
                 answers.append(Settled.LEASE_LOST)
                 continue
+            queue = self.queues[row.message.queue]
+            if row.lease_until <= now and not self.limits.keeps(claims(row), queue.spec.limits, now):
+                answers.append(Settled.LEASE_LOST)
+                continue
             row.lease_until = now + lease_s
-            self.queues[row.message.queue].move(row, Move.RENEW, State.LEASED)
+            queue.move(row, Move.RENEW, State.LEASED)
             answers.append(Settled.DONE if row.cancel_asked is None else Settled.CANCEL_ASKED)
         return answers
 

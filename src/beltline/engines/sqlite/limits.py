@@ -169,6 +169,19 @@ class LimitBook:
                     return key, ceil(opens_us / 1000)
         return None
 
+    def bounds(self) -> bool:
+        """Whether any limit has a concurrency."""
+        self.limit("")
+        return any(limit.concurrency < inf for limit in (self._limits or {}).values())
+
+    def keeps(self, claims: Iterable[Claim], names: Iterable[str], now: int) -> bool:
+        """Whether a lease that is over may go on: nobody else has its places. `names`: the limits of its queue."""
+        for key in {*((claim.limit, claim.key) for claim in claims), *((name, "") for name in names)}:
+            limit = self.limit(key[0])
+            if limit is not None and limit.concurrency < inf and limit.concurrency - self.running(key, now)[0] < 1:
+                return False
+        return True
+
     def start(self, seq: int, queue: int, claims: Iterable[Claim], now: int, until: int) -> None:
         """Charge a start; the message holds its places from now on."""
         for claim in claims:

@@ -22,6 +22,7 @@ from beltline.engines.sqlite.endings import OUTCOMES, asked, die, end, hand_on, 
 from beltline.engines.sqlite.facts import Fact, by_id
 from beltline.engines.sqlite.flow import snooze
 from beltline.engines.sqlite.ledger import Lease, Ledger
+from beltline.engines.sqlite.picking import claims_of
 from beltline.engines.sqlite.schema import INLINE_BYTES
 from beltline.engines.sqlite.storing import check, rank_ms, store
 from beltline.engines.sqlite.times import ceil_ms
@@ -269,23 +270,35 @@ def _back(tx: Ledger, fact: Fact, delay_s: float, why: str, *, keep: bool = Fals
 
 def renew(tx: Ledger, receipts: Sequence[Receipt], lease_ms: int) -> list[Settled]:
     until = tx.now + lease_ms
+    if tx.flow.limits.bounds():
+        return _renew_each(tx, receipts, until)
     known = [(receipt, tx.leases.get(receipt.id)) for receipt in receipts]
     rows = [(until, lease[0], receipt.epoch) for receipt, lease in known if lease is not None]
     before = tx.db.total_changes()
     tx.many(RENEW, rows)
-    tx.flow.limits.renewed()
     if len(rows) == len(receipts) and tx.db.total_changes() - before == len(rows):
         if not tx.any_asked():
             return [Settled.DONE] * len(receipts)
         return [Settled.DONE if asked(tx, lease[0]) is None else Settled.CANCEL_ASKED for _, lease in known if lease is not None]
+    return _renew_each(tx, receipts, until)
+
+
+def _renew_each(tx: Ledger, receipts: Sequence[Receipt], until: int) -> list[Settled]:
     facts = by_id(tx, list({receipt.id for receipt in receipts}))
-    answers = []
+    limits, answers = tx.flow.limits, []
     for receipt in receipts:
         fact = facts.get(receipt.id)
         if fact is None or fact.state != State.LEASED or fact.epoch != receipt.epoch:
             answers.append(Settled.LEASE_LOST)
             continue
+        if fact.due is not None and fact.due <= tx.now:
+            claims = claims_of(fact.head) if fact.lane is not None else ()
+            if not limits.keeps(claims, tx.by_number[fact.queue].spec.limits, tx.now):
+                answers.append(Settled.LEASE_LOST)  # others have its places by now
+                continue
         tx.sql(RENEW, (until, fact.seq, fact.epoch))
+        fact.due = until
+        limits.renewed()
         answers.append(Settled.DONE if asked(tx, fact.seq) is None else Settled.CANCEL_ASKED)
     return answers
 

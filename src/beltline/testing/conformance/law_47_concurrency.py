@@ -57,6 +57,49 @@ async def a_crash_gives_its_place_back_when_its_lease_is_over_and_not_sooner(eng
     assert len(await kit.take(engine)) == 1
 
 
+async def a_late_renew_takes_the_place_again_if_nobody_has_it(engine: Full, time: Time) -> None:
+    [held] = await _behind(engine, 3)
+    time.advance(LEASE_S + 1.0)
+    assert await engine.renew([held.receipt], lease_s=LEASE_S) == [Settled.DONE]
+    assert await kit.take(engine) == []
+    await kit.ok(engine, held)
+    assert len(await kit.take(engine)) == 1
+
+
+async def a_late_renew_is_refused_when_another_has_the_place(engine: Full, time: Time) -> None:
+    await kit.set_limit(engine, concurrency=1)
+    await kit.send(engine, *kit.limited(1), *kit.limited(1, NEXT))
+    slow = await kit.take_one(engine)
+    time.advance(LEASE_S)
+    other = await kit.take_one(engine, NEXT)
+    assert await engine.renew([other.receipt, slow.receipt], lease_s=LEASE_S) == [Settled.DONE, Settled.LEASE_LOST]
+    await kit.ok(engine, slow)  # it has ended all the same, and nobody has begun it again
+    assert await kit.take(engine) == []
+    await kit.ok(engine, other)
+
+
+async def of_two_late_renews_the_first_takes_the_only_place(engine: Full, time: Time) -> None:
+    held = await _behind(engine, 2, concurrency=2)
+    await kit.set_limit(engine, concurrency=1)
+    time.advance(LEASE_S)
+    receipts = [delivery.receipt for delivery in held]
+    assert await engine.renew(receipts, lease_s=LEASE_S) == [Settled.DONE, Settled.LEASE_LOST]
+    time.advance(LEASE_S / 2)
+    assert await engine.renew(receipts[:1], lease_s=LEASE_S) == [Settled.DONE]
+
+
+async def a_late_renew_needs_a_place_of_its_queue_too(engine: Full, time: Time) -> None:
+    await kit.set_limit(engine, "queue", concurrency=1)
+    await engine.declare([kit.specs(WORK, limits=("queue",)), kit.specs(NEXT, limits=("queue",))])
+    await kit.send(engine, *kit.messages(1), *kit.messages(1, NEXT))
+    slow = await kit.take_one(engine)
+    time.advance(LEASE_S)
+    other = await kit.take_one(engine, NEXT)
+    assert await engine.renew([slow.receipt], lease_s=LEASE_S) == [Settled.LEASE_LOST]
+    await kit.ok(engine, other)
+    assert await engine.renew([slow.receipt], lease_s=LEASE_S) == [Settled.DONE]
+
+
 async def a_place_whose_lease_is_over_is_free_for_others(engine: Full, time: Time) -> None:
     await kit.set_limit(engine, concurrency=1)
     await kit.send(engine, *kit.limited(1), *kit.limited(1, NEXT))
@@ -139,6 +182,17 @@ async def leases_of_queues_and_claims_share_the_places_of_a_limit(engine: Full) 
     assert await kit.take(engine, kit.OTHER) == []
     await kit.ok(engine, held[0])
     assert len(await kit.take(engine, kit.OTHER)) == 1
+
+
+async def a_claim_on_a_limit_of_its_own_queue_is_the_same_place(engine: Full) -> None:
+    await engine.declare([kit.specs(WORK, limits=(API,))])
+    await kit.set_limit(engine, concurrency=2)
+    await kit.send(engine, *kit.limited(5))
+    held = await kit.take(engine)
+    [view] = await engine.limits()
+    assert (len(held), view.running) == (2, 2)
+    await kit.ok(engine, held[0])
+    assert len(await kit.take(engine)) == 1
 
 
 async def what_started_before_a_limit_was_told_holds_its_place(engine: Full) -> None:
@@ -245,6 +299,32 @@ async def purged_messages_leave_no_place_behind(engine: Full) -> None:
     await kit.ok(engine, held)
     await kit.send(engine, *kit.limited(3))
     assert len(await kit.take(engine)) == 1
+
+
+async def a_purge_of_messages_in_every_state_leaves_lanes_and_places_as_if_they_had_never_been(engine: Full, time: Time) -> None:
+    await kit.set_limit(engine, concurrency=3)
+    await kit.send(engine, *kit.limited(3, key="x"))
+    dead, _, live = await kit.take(engine)
+    await kit.bury(engine, dead)
+    time.advance(LEASE_S / 2)
+    await engine.renew([live.receipt], lease_s=LEASE_S)
+    time.advance(LEASE_S / 2)  # of three leases one is dead, one is over, one lives
+    await kit.set_limit(engine, concurrency=1)
+    await kit.send(engine, *kit.limited(4, key="x"))
+    assert await kit.take(engine) == []  # their lane is closed
+    await kit.send(engine, *kit.limited(2, key="y"), *kit.limited(2, key="x", group="g"), *kit.limited(1, key="x", delay_s=60.0))
+    await kit.send(engine, kit.shaped(tenant="t"), kit.message())
+    assert await engine.purge(WORK) == 13
+    counts = await engine.counts(WORK)
+    assert (counts.ready, counts.delayed, counts.dead, counts.leased, counts.held) == (0, 0, 0, 1, 0)
+    [view] = await engine.limits()
+    assert (view.running, view.waiting) == (1, 0)
+    await kit.assert_counts_agree(engine)
+    await kit.send(engine, *kit.limited(2, key="x"), *kit.limited(2, key="y"), *kit.limited(1, key="x", group="g"))
+    assert len(await kit.take(engine)) == 1  # of y
+    await kit.ok(engine, live)
+    assert len(await kit.take(engine)) == 1
+    assert await kit.take(engine) == []
 
 
 async def a_dead_message_starts_again_after_its_redrive_only_with_a_place(engine: Full) -> None:

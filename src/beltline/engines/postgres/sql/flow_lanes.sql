@@ -126,23 +126,29 @@ CREATE FUNCTION beltline._is_noisy(p_leased bigint, p_of_all bigint, p_work bigi
   SELECT p_leased >= 30 AND p_leased * 10 > p_of_all OR p_work * 10 > p_work_of_all
 $$;
 
--- Lanes without a share get theirs.
+-- Lanes without a share get theirs, and those that another worker keeps now.
 CREATE FUNCTION beltline._flow_shares(p_queue int, p_members text[], p_lanes int[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE v_tenants text[]; v_owners text[];
 BEGIN
+  SELECT array_agg(k.tenant ORDER BY k.n), array_agg(k.owner ORDER BY k.n) INTO v_tenants, v_owners FROM (
+    SELECT i.n, l.name[1] AS tenant, CASE WHEN l.name[2] = '' THEN '' ELSE beltline._keeper(l.name[2], p_members) END AS owner
+      FROM unnest(p_lanes) WITH ORDINALITY AS i(lane, n) CROSS JOIN LATERAL (SELECT name FROM beltline.flow_lane x WHERE x.n = i.lane OFFSET 0) l) k;
   INSERT INTO beltline.flow_share(queue, tenant, owner, nobody, cost)
-    SELECT DISTINCT p_queue, l.name[1], k.owner, l.name[1] = '' AND k.owner = '',
-        coalesce((SELECT o.cost FROM beltline.flow_share o WHERE o.queue = p_queue AND o.tenant = l.name[1] LIMIT 1), 1000000)
-      FROM beltline.flow_lane l CROSS JOIN LATERAL (SELECT beltline._keeper(l.name[2], p_members) AS owner) k WHERE l.n = ANY(p_lanes)
+    SELECT p_queue, k.tenant, k.owner, k.tenant = '' AND k.owner = '',
+        coalesce((SELECT o.cost FROM beltline.flow_share o WHERE o.queue = p_queue AND o.tenant = k.tenant LIMIT 1), 1000000)
+      FROM (SELECT DISTINCT u.tenant, u.owner FROM unnest(v_tenants, v_owners) AS u(tenant, owner)) k
     ON CONFLICT DO NOTHING;
-  UPDATE beltline.flow_lane l SET share = s.n FROM beltline.flow_share s
-    WHERE l.n = ANY(p_lanes) AND s.queue = p_queue AND s.tenant = l.name[1] AND s.owner = beltline._keeper(l.name[2], p_members);
+  UPDATE beltline.flow_lane l SET share = s.n
+    FROM unnest(p_lanes, v_tenants, v_owners) AS u(lane, tenant, owner)
+      CROSS JOIN LATERAL (SELECT n FROM beltline.flow_share x WHERE x.queue = p_queue AND x.tenant = u.tenant AND x.owner = u.owner OFFSET 0) s
+    WHERE l.n = u.lane;
 END $$;
 
 -- What these shares (not nobody's) would give next. One that begins to have something starts at the queue's turn at least; p_begun: those that had nothing in between.
 CREATE FUNCTION beltline._flow_stand(p_ageing bigint, p_turn bigint, p_shares int[], p_begun int[] DEFAULT '{}') RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
   UPDATE beltline.flow_share s SET standing = f.prio IS NOT NULL, tag = f.tag, place = f.tag - coalesce(f.prio, 0) * p_ageing * 1000
-    FROM (SELECT o.n, h.prio, CASE WHEN h.prio IS NOT NULL AND (NOT o.standing OR o.n = ANY(p_begun)) THEN greatest(o.tag, p_turn) ELSE o.tag END AS tag
+    FROM (SELECT o.n, h.prio, CASE WHEN h.prio IS NOT NULL AND (NOT o.standing OR o.n IN (SELECT b.n FROM unnest(p_begun) AS b(n))) THEN greatest(o.tag, p_turn) ELSE o.tag END AS tag
       FROM unnest(p_shares) AS i(n) CROSS JOIN LATERAL (SELECT n, standing, tag FROM beltline.flow_share x WHERE x.n = i.n AND NOT x.nobody OFFSET 0) o
         LEFT JOIN LATERAL (SELECT prio FROM beltline.flow_lane l WHERE l.share = i.n AND l.closed_limit IS NULL AND l.head_seq IS NOT NULL
           ORDER BY l.head_rank, l.head_seq LIMIT 1) h ON true) f
@@ -150,7 +156,10 @@ BEGIN
 END $$;
 
 -- Lanes (and the shares that have them) after what was told of them. touched: shares whose standing is to be looked at; begun: those that had nothing to give in between.
-CREATE FUNCTION beltline._flow_changed(INOUT g beltline.flow, p_events beltline.flow_event[], p_lanes int[], OUT touched int[], OUT begun int[]) LANGUAGE plpgsql AS $$
+-- Receives switch hash joins off. But a purge may have told of as many lanes as there are, many times each: here whatever is compared with all of them must be hashed
+-- (joins, and IN over unnest: = ANY goes through the array for every row).
+CREATE FUNCTION beltline._flow_changed(INOUT g beltline.flow, p_events beltline.flow_event[], p_lanes int[], OUT touched int[], OUT begun int[]) LANGUAGE plpgsql
+  SET enable_hashjoin = on AS $$
 DECLARE v_emptied int[]; v_new int[];
 BEGIN
   begun := '{}';
@@ -167,19 +176,19 @@ BEGIN
           FROM verb v CROSS JOIN LATERAL (SELECT ready FROM beltline.flow_lane x WHERE x.n = v.lane OFFSET 0) l) r WHERE r.ready <= 0;
     WITH lanes AS MATERIALIZED (
       SELECT l.* FROM unnest(p_lanes) AS i(n) CROSS JOIN LATERAL (SELECT n, share, heads, closed_limit FROM beltline.flow_lane x WHERE x.n = i.n OFFSET 0) l
-        WHERE l.closed_limit IS NULL OR l.n = ANY(v_emptied)),
+        WHERE l.closed_limit IS NULL OR l.n IN (SELECT e.n FROM unnest(v_emptied) AS e(n))),
     base AS (SELECT share, sum(CASE WHEN closed_limit IS NULL THEN heads ELSE 0 END) AS heads FROM lanes GROUP BY share),
     verb AS (SELECT l.share, e.verb, min(e.n) AS n, sum(e.heads) AS heads FROM unnest(p_events) e JOIN lanes l ON l.n = e.lane GROUP BY l.share, e.verb)
       SELECT coalesce(array_agg(DISTINCT r.share), '{}') INTO begun FROM (
         SELECT v.share, b.heads + sum(v.heads) OVER (PARTITION BY v.share ORDER BY v.n) AS heads FROM verb v JOIN base b ON b.share = v.share) r
-      WHERE r.heads <= 0 AND NOT EXISTS (SELECT FROM beltline.flow_lane o WHERE o.share = r.share AND o.closed_limit IS NULL AND o.head_seq IS NOT NULL AND NOT o.n = ANY(p_lanes));
+      WHERE r.heads <= 0 AND NOT EXISTS (SELECT FROM beltline.flow_lane o WHERE o.share = r.share AND o.closed_limit IS NULL AND o.head_seq IS NOT NULL AND o.n NOT IN (SELECT i.n FROM unnest(p_lanes) AS i(n)));
   END IF;
   UPDATE beltline.flow_lane l SET ready = l.ready + d.ready, heads = l.heads + d.heads, leased = l.leased + d.leased, messages = l.messages + d.messages,
       head_rank = CASE WHEN d.moved THEN h.rank ELSE l.head_rank END, head_seq = CASE WHEN d.moved THEN h.seq ELSE l.head_seq END,
       closed_limit = CASE WHEN NOT d.emptied THEN l.closed_limit END, closed_key = CASE WHEN NOT d.emptied THEN l.closed_key END,
       closed_until = CASE WHEN NOT d.emptied THEN l.closed_until END, closed_at = CASE WHEN NOT d.emptied THEN l.closed_at END
     FROM (SELECT lane, sum(ready)::int AS ready, sum(heads)::int AS heads, sum(leased)::int AS leased, sum(messages)::int AS messages, bool_or(ready <> 0 OR heads <> 0) AS moved,
-        coalesce(lane = ANY(v_emptied), false) AS emptied FROM unnest(p_events) WHERE lane IS NOT NULL GROUP BY lane) d
+        lane IN (SELECT e.n FROM unnest(v_emptied) AS e(n)) AS emptied FROM unnest(p_events) WHERE lane IS NOT NULL GROUP BY lane) d
       LEFT JOIN LATERAL (SELECT rank, seq FROM beltline.flow_ready r WHERE d.moved AND r.lane = d.lane ORDER BY rank, seq LIMIT 1) h ON true
     WHERE l.n = d.lane AND (d.moved OR d.leased <> 0 OR d.messages <> 0 OR d.emptied);
   WITH share AS (SELECT l.share AS n, sum(e.leased)::int AS leased FROM unnest(p_events) e
@@ -268,11 +277,13 @@ BEGIN
     SELECT array_agg(n), g.lent + coalesce(sum(leased) FILTER (WHERE NOT nobody), 0) INTO touched, g.lent FROM changed;
 END $$;
 
--- What is settled apart from receives, so that what nobody uses any more can be dropped: lanes without messages, shares that have no lead over the queue's turn.
+-- What is settled apart from receives, so that what nobody uses any more can be dropped: lanes without messages, shares that have no lead over the queue's turn
+-- or have had nothing to do for 7 days (4032 windows): where every tenant comes but once the turn stands still, and all of them would be ahead of it for ever.
 CREATE FUNCTION beltline._flow_tidy(p_now bigint, p_queue int, p_limit int) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE g beltline.flow; r record; v_lanes int[]; v_ageing bigint := (SELECT ageing_ms FROM beltline.queue WHERE n = p_queue);
 BEGIN
-  IF NOT EXISTS (SELECT FROM beltline.flow_lane WHERE queue = p_queue AND messages = 0 AND closed_limit IS NULL) THEN
+  IF NOT EXISTS (SELECT FROM beltline.flow_lane WHERE queue = p_queue AND messages = 0 AND closed_limit IS NULL)
+      AND NOT EXISTS (SELECT FROM beltline.flow_event WHERE queue = p_queue AND messages < 0) THEN
     RETURN;
   END IF;
   PERFORM FROM beltline.flow WHERE queue = p_queue FOR NO KEY UPDATE SKIP LOCKED;
@@ -289,6 +300,7 @@ BEGIN
     LIMIT p_limit FOR UPDATE SKIP LOCKED) empty;
   DELETE FROM beltline.flow_lane l WHERE n = ANY(v_lanes) AND NOT EXISTS (SELECT FROM beltline.flow_event e WHERE e.queue = p_queue AND e.lane = l.n);
   DELETE FROM beltline.flow_share s WHERE n = ANY(ARRAY(SELECT n FROM beltline.flow_share o WHERE o.queue = p_queue AND NOT o.nobody AND NOT o.noisy AND NOT o.standing
-      AND o.leased = 0 AND o.tag <= g.turn AND o.span < p_now / 150000 - 1 AND NOT EXISTS (SELECT FROM beltline.flow_lane l WHERE l.share = o.n) LIMIT p_limit));
+      AND o.leased = 0 AND (o.tag <= g.turn AND o.span < p_now / 150000 - 1 OR o.span BETWEEN 1 AND p_now / 150000 - 4032)
+      AND NOT EXISTS (SELECT FROM beltline.flow_lane l WHERE l.share = o.n) LIMIT p_limit));
   DELETE FROM beltline.flow_bucket b WHERE ctid = ANY(ARRAY(SELECT ctid FROM beltline.flow_bucket WHERE tat < (p_now - 3600000) * 1000 LIMIT p_limit FOR UPDATE SKIP LOCKED));
 END $$;

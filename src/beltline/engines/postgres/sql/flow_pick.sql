@@ -47,10 +47,12 @@ BEGIN
           u.key = '' AND EXISTS (SELECT FROM beltline.flow_limited q WHERE q.queue = p_queue AND q.name = u.name) AS own
         FROM unnest(v_names, v_keys) WITH ORDINALITY AS u(name, key, n) LEFT JOIN LATERAL (SELECT * FROM beltline.flow_limit x WHERE x.name = u.name OFFSET 0) l ON true) b
       -- Holds of leases that are over count here: quickly found. Leases of a queue that is limited as a whole have none.
-      LEFT JOIN LATERAL (SELECT count(*)::int AS held FROM (SELECT FROM beltline.flow_hold x WHERE x.name = b.name AND x.key = b.key LIMIT b.most) t
-        WHERE b.key <> '' OR NOT EXISTS (SELECT FROM beltline.flow_limited q WHERE q.name = b.name)) h ON b.most IS NOT NULL
-      LEFT JOIN LATERAL (SELECT x.running::int, x.soonest FROM beltline._running(p_now, b.name, b.key) x) r
-        ON h.held >= b.most OR b.most IS NOT NULL AND b.key = '' AND EXISTS (SELECT FROM beltline.flow_limited q WHERE q.name = b.name);
+      LEFT JOIN LATERAL (SELECT CASE WHEN b.key = '' AND EXISTS (SELECT FROM beltline.flow_limited q WHERE q.name = b.name) THEN NULL
+        ELSE (SELECT count(*)::int FROM (SELECT FROM beltline.flow_hold x WHERE x.name = b.name AND x.key = b.key LIMIT b.most) t) END AS held) h ON b.most IS NOT NULL
+      LEFT JOIN LATERAL (
+        SELECT x.running::int, x.soonest FROM beltline._running(p_now, b.name, b.key) x WHERE h.held IS NULL
+        UNION ALL SELECT count(*)::int, min(l.due) FROM beltline.flow_hold o CROSS JOIN LATERAL (SELECT due FROM beltline.lease y WHERE y.id = o.id OFFSET 0) l   -- as it does, in place
+          WHERE o.name = b.name AND o.key = b.key AND l.due > p_now HAVING h.held >= b.most) r ON b.most IS NOT NULL;
   firsts := array_fill(1, ARRAY[cardinality(p_ids)]);
   lasts := array_fill(0, ARRAY[cardinality(p_ids)]);
   takes := '{}';

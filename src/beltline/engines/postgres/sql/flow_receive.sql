@@ -207,3 +207,22 @@ BEGIN
   UPDATE beltline.flow f SET turn = g.turn, members = g.members, sticky = g.sticky, lent = g.lent, span = g.span, work = g.work, work_before = g.work_before
     WHERE f.queue = g.queue AND (f.turn, f.members, f.sticky, f.lent, f.span, f.work, f.work_before) IS DISTINCT FROM (g.turn, g.members, g.sticky, g.lent, g.span, g.work, g.work_before);
 END $$;
+
+-- Of the leases that are being renewed, in their order, those that may be: one that is over needs its places again, which others may have by now.
+CREATE FUNCTION beltline._flow_renewed(p_now bigint, p_until bigint, p_queues int[], p_ids uuid[], p_ords int[], OUT ids uuid[], OUT ords int[]) LANGUAGE plpgsql AS $$
+DECLARE l record;
+BEGIN
+  PERFORM FROM beltline.flow WHERE queue = ANY(p_queues) ORDER BY queue FOR NO KEY UPDATE;
+  PERFORM beltline._lock_limits(q) FROM unnest(p_queues) q;
+  ids := '{}'; ords := '{}';
+  FOR l IN SELECT x.id, x.due, x.queue, x.flags, i.ord FROM unnest(p_ids, p_ords) AS i(id, ord) CROSS JOIN LATERAL (SELECT * FROM beltline.lease y WHERE y.id = i.id OFFSET 0) x ORDER BY i.ord LOOP
+    CONTINUE WHEN l.due <= p_now AND EXISTS (
+      SELECT FROM (
+          SELECT h.name, h.key FROM beltline.flow_hold h WHERE h.id = l.id
+          UNION SELECT q.name, '' FROM beltline.flow_limited q WHERE q.queue = l.queue) b
+        CROSS JOIN LATERAL (SELECT most FROM beltline.flow_limit x WHERE x.name = b.name AND x.most IS NOT NULL OFFSET 0) m
+      WHERE (SELECT r.running FROM beltline._running(p_now, b.name, b.key) r) >= m.most);
+    UPDATE beltline.lease SET due = p_until WHERE id = l.id AND l.due <= p_now;   -- the next one sees that it has them
+    ids := ids || l.id; ords := ords || l.ord;
+  END LOOP;
+END $$;

@@ -372,6 +372,11 @@ BEGIN
     RETURN QUERY SELECT 1, 0, NULL::uuid, p_queues[array_position(v_queues, NULL)], 0, 0, 0, 0::bigint, 0::bigint, 0::bigint, NULL::bytea, NULL::bytea;
     RETURN;
   END IF;
+  IF cardinality(v_queues) > 1 THEN   -- others may name them in another order: what flow control locks is locked at once, in its own (flow.sql)
+    PERFORM FROM beltline.flow x WHERE x.queue = ANY(v_queues) AND (x.shaped OR x.limited OR x.trying) ORDER BY x.queue FOR NO KEY UPDATE;
+    PERFORM FROM beltline.flow_limit x WHERE x.name IN (SELECT c.name FROM beltline.flow_claimed c WHERE c.queue = ANY(v_queues)
+      UNION SELECT c.name FROM beltline.flow_limited c WHERE c.queue = ANY(v_queues)) ORDER BY x.name FOR NO KEY UPDATE;
+  END IF;
   FOR i IN 1..coalesce(cardinality(v_queues), 0) LOOP
     EXIT WHEN v_count >= p_limit;
     v_memo := beltline._memo(v_queues[i]);
@@ -748,10 +753,14 @@ END $$;
 CREATE OR REPLACE FUNCTION beltline.renew(p_now bigint, p_id uuid[], p_epoch int[], p_lease bigint) RETURNS TABLE(place int, asked boolean) LANGUAGE plpgsql
   SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
-DECLARE v_until bigint := beltline._now(p_now, 1) + p_lease; v_ids uuid[]; v_ords int[];
+DECLARE v_now bigint := beltline._now(p_now, 1); v_until bigint := v_now + p_lease; v_ids uuid[]; v_ords int[]; v_late int[];
 BEGIN
-  SELECT array_agg(l.id), array_agg(r.ord::int) INTO v_ids, v_ords FROM unnest(p_id, p_epoch) WITH ORDINALITY AS r(id, epoch, ord)
-    CROSS JOIN LATERAL (SELECT id FROM beltline.lease x WHERE x.id = r.id AND x.epoch = r.epoch OFFSET 0 FOR UPDATE) l;
+  SELECT array_agg(l.id), array_agg(r.ord::int), array_agg(DISTINCT l.queue) FILTER (WHERE l.due <= v_now) INTO v_ids, v_ords, v_late
+    FROM unnest(p_id, p_epoch) WITH ORDINALITY AS r(id, epoch, ord)
+      CROSS JOIN LATERAL (SELECT id, due, queue FROM beltline.lease x WHERE x.id = r.id AND x.epoch = r.epoch OFFSET 0 FOR UPDATE) l;
+  IF EXISTS (SELECT FROM beltline.queue WHERE n = ANY(v_late) AND gated) THEN
+    SELECT k.ids, k.ords INTO v_ids, v_ords FROM beltline._flow_renewed(v_now, v_until, v_late, v_ids, v_ords) k;
+  END IF;
   UPDATE beltline.lease SET due = v_until WHERE id = ANY(v_ids);
   RETURN QUERY SELECT h.ord, EXISTS (SELECT FROM beltline.asked a WHERE a.id = h.id) FROM unnest(v_ids, v_ords) h(id, ord);
 END $$;
