@@ -59,7 +59,7 @@ def _files(*names: str) -> str:
 @functools.cache
 def history() -> History:
     """Of this version."""
-    functions = ("endings.sql", "verbs.sql", "control.sql", "upkeep.sql", "moving.sql")
+    functions = ("endings.sql", "send.sql", "receive.sql", "settle.sql", "control.sql", "upkeep.sql", "moving.sql")
     first = _files("tables.sql", *functions)
     flow = ("flow.sql", "flow_limits.sql", "flow_lanes.sql", "flow_pick.sql", "flow_receive.sql", "flow_unique.sql", "flow_views.sql")
     second = _files("schedules.sql", "fleets.sql", *flow, *functions)
@@ -221,4 +221,5 @@ async def _forbidden(connection: Connection, address: Address, error: psycopg.Er
         f"Role {role} may not set up schema {address.schema} in {address.shown}: {text}.",
         effect="none",
         help=f"{grant}; or run beltline migrate once with a role that may.",
+        forbidden=True,
     )

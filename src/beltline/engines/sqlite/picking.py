@@ -296,7 +296,7 @@ class Picker:
         tally.add(1, -count)
         tally.add(2, count - 1)
         head = source.head()
-        if lane is not None:
+        if lane is not None and count > 1:
             flow.leased(lane, count - 1, lane.head)
         if bulk and not share.noisy and flow.is_noisy(share):  # as the last of them finds it
             flow.mark(share, True)

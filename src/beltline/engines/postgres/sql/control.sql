@@ -35,29 +35,36 @@ END $$;
 -- failing run took along counts, because it was meant to end.
 CREATE OR REPLACE FUNCTION beltline._end_all(p_now bigint, p_ids uuid[], p_states smallint[], p_outcome smallint, p_why text, p_expired boolean DEFAULT false)
   RETURNS int LANGUAGE plpgsql AS $$
-DECLARE v_runs uuid[] := beltline._hold(p_ids); v_left int[]; v_count int; v_id uuid; f beltline.fact;
+DECLARE v_runs uuid[] := beltline._hold(p_ids); v_left int[]; v_count int; v_ready uuid[]; v_leased uuid[]; v_other uuid[]; v_id uuid; f beltline.fact;
 BEGIN
-  WITH   -- the plain ones, without group, run and lane, all at once
-  r AS (DELETE FROM beltline.ready WHERE id = ANY(p_ids) AND 1 = ANY(p_states) AND flags & 11 = 0 AND (NOT p_expired OR expires <= p_now)
+  WITH   -- those without group and run, all at once
+  r AS (DELETE FROM beltline.ready WHERE id = ANY(p_ids) AND 1 = ANY(p_states) AND flags & 3 = 0 AND (NOT p_expired OR expires <= p_now)
     RETURNING 1 AS state, seq, id, queue, epoch, failed, lost, flags, why, error),
-  d AS (DELETE FROM beltline.delayed WHERE id = ANY(p_ids) AND 0 = ANY(p_states) AND flags & 11 = 0 AND (NOT p_expired OR expires <= p_now)
+  o AS (DELETE FROM beltline.flow_ready WHERE id = ANY(p_ids) AND 1 = ANY(p_states) AND flags & 3 = 0 AND (NOT p_expired OR expires <= p_now)
+    RETURNING 1 AS state, seq, id, queue, epoch, failed, lost, flags, why, error, lane),
+  d AS (DELETE FROM beltline.delayed WHERE id = ANY(p_ids) AND 0 = ANY(p_states) AND flags & 3 = 0 AND (NOT p_expired OR expires <= p_now)
     RETURNING 0 AS state, seq, id, queue, epoch, failed, lost, flags, why, error),
-  l AS (DELETE FROM beltline.lease WHERE id = ANY(p_ids) AND 2 = ANY(p_states) AND flags & 11 = 0 AND NOT p_expired AND due <= p_now
+  l AS (DELETE FROM beltline.lease WHERE id = ANY(p_ids) AND 2 = ANY(p_states) AND flags & 3 = 0 AND NOT p_expired AND due <= p_now
     RETURNING 2 AS state, seq, id, queue, epoch, failed, lost, flags, NULL::text AS why, error),
-  x AS (DELETE FROM beltline.dead WHERE id = ANY(p_ids) AND 4 = ANY(p_states) AND flags & 11 = 0 AND NOT p_expired
+  x AS (DELETE FROM beltline.dead WHERE id = ANY(p_ids) AND 4 = ANY(p_states) AND flags & 3 = 0 AND NOT p_expired
     RETURNING 4 AS state, seq, id, queue, epoch, failed, lost, flags, NULL::text AS why, error),
-  gone AS (TABLE r UNION ALL TABLE d UNION ALL TABLE l UNION ALL TABLE x),
+  gone AS (TABLE r UNION ALL SELECT state, seq, id, queue, epoch, failed, lost, flags, why, error FROM o UNION ALL TABLE d UNION ALL TABLE l UNION ALL TABLE x),
+  heads AS (INSERT INTO beltline.flow_event(queue, verb, lane, heads) SELECT queue, beltline._verb(), lane, -count(*) FROM o GROUP BY queue, lane),
   counted AS (INSERT INTO beltline.delta(queue, ready, delayed, leased, dead, done, parked)
     SELECT queue, -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state = 0), -count(*) FILTER (WHERE state = 2),
       -count(*) FILTER (WHERE state = 4), count(*), -count(*) FILTER (WHERE beltline._is_parked(why)) FROM gone GROUP BY queue),
   ended AS (INSERT INTO beltline.done(id, ended, seq, queue, epoch, failed, lost, outcome, flags, why, error)
     SELECT id, p_now, seq, queue, epoch, failed, lost, p_outcome, flags, p_why, error FROM gone RETURNING 1)
-  SELECT count(*), (SELECT array_agg(queue) FROM l) INTO v_count, v_left FROM ended;
-  PERFORM beltline._left(q, 1) FROM unnest(v_left) q;
+  SELECT (SELECT count(*) FROM ended), (SELECT array_agg(queue) FROM l), array_agg(id) FILTER (WHERE state = 1), array_agg(id) FILTER (WHERE state = 2),
+      array_agg(id) FILTER (WHERE state IN (0, 4)) INTO v_count, v_left, v_ready, v_leased, v_other FROM gone WHERE flags & 8 <> 0;
+  PERFORM beltline._left(left_behind.queue, left_behind.count) FROM (SELECT queue, count(*)::int FROM unnest(v_left) AS i(queue) GROUP BY queue) left_behind;
+  PERFORM beltline._flow_moved(v_ready, 1, 3) WHERE v_ready IS NOT NULL;
+  PERFORM beltline._flow_moved(v_leased, 2, 3) WHERE v_leased IS NOT NULL;
+  PERFORM beltline._flow_moved(v_other, 0, 3) WHERE v_other IS NOT NULL;   -- delayed or dead: to a lane it is the same
   IF 2 = ANY(p_states) THEN
     DELETE FROM beltline.asked WHERE id = ANY(p_ids) AND EXISTS (SELECT FROM beltline.done d WHERE d.id = asked.id);
   END IF;
-  FOR v_id IN SELECT id FROM beltline.body WHERE id = ANY(p_ids) AND flags & 11 <> 0 ORDER BY seq LOOP
+  FOR v_id IN SELECT id FROM beltline.body WHERE id = ANY(p_ids) AND flags & 3 <> 0 ORDER BY seq LOOP
     f := beltline._find(v_id);
     IF f.state = 3 THEN
       v_count := v_count + 1;

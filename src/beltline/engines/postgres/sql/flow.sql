@@ -13,6 +13,7 @@
 --          (`_flow_gather`). As the law judges after every verb, it looks at the sums after each (`verb`): a lane that was empty in between has opened, a share that had nothing has begun anew.
 -- Locks    ownership rows, FIFO lanes, `flow` of one queue, limits by name, then rows of lanes, shares and buckets, which only the holder of `flow` changes
 --          (a bucket belongs to its limit). Sends take a key-share lock on the lanes they enter, in the order of their names, against upkeep that drops empty ones.
+--          A receive that names several queues takes `flow` of them all, then the limits of them all, before it looks at the first: the next `flow` behind a limit would be out of order.
 
 ALTER TABLE beltline.queue ADD COLUMN gated boolean NOT NULL DEFAULT false;   -- it has a row in `flow`: the only thing a queue without flow control looks at
 ALTER TYPE beltline.item ADD ATTRIBUTE flow jsonb;   -- t tenant, s sticky key, c claims [limit, key, cost], k digest of its lane, w cost of a turn, u unique (flow_unique.sql)
@@ -70,7 +71,7 @@ CREATE INDEX flow_claimed_queue ON beltline.flow_claimed(queue);
 CREATE TABLE beltline.flow_event(
   n bigint GENERATED ALWAYS AS IDENTITY, queue int NOT NULL, verb bigint NOT NULL, lane int, ready int NOT NULL DEFAULT 0, heads int NOT NULL DEFAULT 0,
   leased int NOT NULL DEFAULT 0, messages int NOT NULL DEFAULT 0, cost bigint, work bigint, at bigint, name text, key text COLLATE "C", places int);
-CREATE INDEX flow_event_queue ON beltline.flow_event(queue);
+CREATE INDEX flow_event_queue ON beltline.flow_event(queue, n);
 CREATE TABLE beltline.flow_ended(n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, queue int NOT NULL, at bigint NOT NULL, ended int NOT NULL, failed int NOT NULL);
 CREATE INDEX flow_ended_queue ON beltline.flow_ended(queue, n);
 -- middle, tail: the envelope behind its headers up to dedup and expiry, and behind timeout and retry: what stays when another message is put into its place.

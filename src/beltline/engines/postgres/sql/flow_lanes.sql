@@ -206,14 +206,21 @@ BEGIN
     CROSS JOIN LATERAL (SELECT share FROM beltline.flow_lane x WHERE x.n = i.n OFFSET 0) l);
 END $$;
 
--- Add up what was told since the last receive: lanes, shares, work, places that are free again.
-CREATE FUNCTION beltline._flow_gather(INOUT g beltline.flow, OUT touched int[], OUT begun int[]) LANGUAGE plpgsql AS $$
-DECLARE v_events beltline.flow_event[]; v_lanes int[]; v_span bigint; v_sums bigint[]; v_freed record; r record;
+-- Add up what was told since the last receive: lanes, shares, work, places that are free again. more: not all of it, for a receive must end in time, and what it has added up must stay.
+CREATE FUNCTION beltline._flow_gather(INOUT g beltline.flow, OUT touched int[], OUT begun int[], OUT more boolean) LANGUAGE plpgsql AS $$
+DECLARE v_events beltline.flow_event[]; v_lanes int[]; v_span bigint; v_sums bigint[]; v_freed record; r record; v_last bigint;
 BEGIN
   touched := '{}';
   begun := '{}';
-  WITH gone AS (DELETE FROM beltline.flow_event WHERE queue = g.queue RETURNING *)
-    SELECT array_agg(ROW(gone.*)::beltline.flow_event ORDER BY n) INTO v_events FROM gone;
+  v_last := (SELECT n FROM beltline.flow_event WHERE queue = g.queue ORDER BY n OFFSET 20000 LIMIT 1);
+  more := v_last IS NOT NULL;
+  IF more THEN   -- whole verbs, those that began first
+    WITH gone AS (DELETE FROM beltline.flow_event WHERE queue = g.queue AND verb IN (SELECT verb FROM beltline.flow_event WHERE queue = g.queue AND n < v_last) RETURNING *)
+      SELECT array_agg(ROW(gone.*)::beltline.flow_event ORDER BY n) INTO v_events FROM gone;
+  ELSE
+    WITH gone AS (DELETE FROM beltline.flow_event WHERE queue = g.queue RETURNING *)
+      SELECT array_agg(ROW(gone.*)::beltline.flow_event ORDER BY n) INTO v_events FROM gone;
+  END IF;
   IF v_events IS NULL THEN
     RETURN;
   END IF;

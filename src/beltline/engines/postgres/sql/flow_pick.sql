@@ -92,10 +92,11 @@ DECLARE
   c_first int[]; c_last int[]; c_bucket int[]; c_takes bigint[];   -- as `_claims_of` gives them
   b_own boolean[]; b_tat bigint[]; b_interval bigint[]; b_burst bigint[]; b_most int[]; b_left int[]; b_exact boolean[]; b_soonest bigint[]; b_given int[];
   v_plain tid[]; v_laned tid[]; v_claiming uuid[]; s_lane int[]; s_bucket int[]; s_until bigint[];   -- taken, and lanes that are shut
-  r record; i int; j int; k int; o int; x int; v_refused int; v_until bigint; v_tat bigint; v_wanted int; v_shut int := 0; v_before int; v_were int[]; v_truncated boolean; v_reload boolean;
+  r record; i int; j int; k int; o int; x int; v_refused int; v_until bigint; v_tat bigint; v_wanted int; v_shut int := 0; v_before int; v_were int[]; v_truncated boolean; v_reload boolean; v_told boolean;
 BEGIN
-  g := beltline._flow_prepare(p_now, g, v_ageing);
-  ids := '{}'; took := 0; parked := 0; plain := 0; more := false;
+  SELECT * INTO r FROM beltline._flow_prepare(p_now, g, v_ageing);
+  g := r.g; v_told := r.more;
+  ids := '{}'; took := 0; parked := 0; plain := 0; more := v_told;
   IF NOT EXISTS (SELECT FROM beltline.flow_share s WHERE s.queue = g.queue AND s.owner IN ('', p_who) AND s.standing AND NOT s.nobody)
       AND NOT EXISTS (SELECT FROM beltline.flow_share s JOIN beltline.flow_lane l ON l.share = s.n AND l.closed_limit IS NULL AND l.head_seq IS NOT NULL
         WHERE s.queue = g.queue AND s.nobody) THEN   -- only messages that have no lane: `receive` takes them all at once
@@ -252,6 +253,7 @@ BEGIN
     more := v_shut >= 1000 OR cardinality(ids) + v_shut = v_before AND v_noisy = v_were;   -- nothing was found where something stood: it has just been taken away
     EXIT WHEN more;
   END LOOP;
+  more := more OR v_told;
   IF took < cardinality(ids) THEN
     UPDATE beltline.flow_share s SET leased = (SELECT coalesce(sum(l.leased), 0) FROM beltline.flow_lane l WHERE l.share = s.n) WHERE s.queue = g.queue;
     SELECT coalesce(sum(s.leased), 0) INTO g.lent FROM beltline.flow_share s WHERE s.queue = g.queue AND NOT s.nobody;

@@ -85,8 +85,8 @@ BEGIN
   room := room - cardinality(ids);
 END $$;
 
--- What a receive does before it picks: what the others have told, who keeps sticky keys, whose time has come. Returns what `flow` is then.
-CREATE FUNCTION beltline._flow_prepare(p_now bigint, g beltline.flow, p_ageing bigint) RETURNS beltline.flow LANGUAGE plpgsql AS $$
+-- What a receive does before it picks: what the others have told, who keeps sticky keys, whose time has come. more: the others have told more than that.
+CREATE FUNCTION beltline._flow_prepare(p_now bigint, INOUT g beltline.flow, p_ageing bigint, OUT more boolean) LANGUAGE plpgsql AS $$
 DECLARE r record; v_touched int[]; v_begun int[]; v_members text[]; v_total bigint; v_work bigint; v_plain boolean; v_nobody int;
 BEGIN
   IF NOT EXISTS (SELECT FROM beltline.flow_share WHERE queue = g.queue AND nobody) THEN
@@ -94,6 +94,7 @@ BEGIN
   END IF;
   SELECT * INTO r FROM beltline._flow_gather(g);
   g := r.g;
+  more := r.more;
   v_touched := r.touched;
   v_begun := r.begun;
   SELECT coalesce(array_agg(w.id ORDER BY w.id COLLATE "C"), '{}') INTO v_members FROM beltline.worker w
@@ -121,7 +122,6 @@ BEGIN
     UPDATE beltline.flow_share s SET noisy = false WHERE queue = g.queue AND noisy
       AND NOT beltline._is_noisy(CASE WHEN nobody THEN v_total - g.lent ELSE leased END, v_total, beltline._recent(p_now, span, work, work_before), v_work);
   END IF;
-  RETURN g;
 END $$;
 
 CREATE FUNCTION beltline._all_leased(p_queue int) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
