@@ -6,6 +6,7 @@
 `revision` grows whenever a step that was made before must not be taken any more. `next` 0: nobody has worked out when it is due; None: never again.
 """
 
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Literal
 
@@ -109,6 +110,27 @@ def leave(row: Row) -> Row:
     return structs.replace(row, left=True, revision=row.revision + 1)
 
 
+def put_all(
+    rows: Mapping[str, Row], specs: Sequence[Schedule], *, origin: str, owner: str, replace: bool, now: int
+) -> tuple[list[bool], dict[str, Row]]:
+    """What a verb answers, and the rows to write, by name. `rows`: at least those of the names, and of an owner's code all that are not left.
+
+    One after the other: of two with one name the second changes the first. Raises NameInvalid.
+    """
+    answers: list[bool] = []
+    after: dict[str, Row] = {}
+    for spec in specs:
+        was = after.get(spec.name) or rows.get(spec.name)
+        row = put(was, spec, origin=origin, owner=owner, replace=replace, now=now)
+        answers.append(row is not None)
+        if row is not None and row is not was:
+            after[spec.name] = row
+    if origin == CODE and owner:
+        named = frozenset(spec.name for spec in specs)
+        after |= {name: leave(row) for name, row in rows.items() if is_left(row, owner=owner, named=named, now=now)}
+    return answers, after
+
+
 def pause(row: Row, paused: bool, now: int) -> Row:
     if row.paused == paused:
         return row
@@ -121,7 +143,7 @@ def answer(row: Row | None, step: Step, now: int) -> Stepped:
     """DONE: it may be taken, if its messages can be sent."""
     if row is None or not row.active or row.revision != step.revision or row.stood != ms(step.stood_at):
         return Stepped.STALE
-    return Stepped.EARLY if ms(step.stands_at) > now or step.stands_at < step.stood_at else Stepped.DONE
+    return Stepped.DONE if row.stood <= ms(step.stands_at) <= now else Stepped.EARLY
 
 
 def after(row: Row, step: Step, now: int) -> Row:

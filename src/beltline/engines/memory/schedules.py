@@ -24,17 +24,9 @@ class ScheduleBook:
             raise NotFound(kind="schedule", name=name) from None
 
     def put(self, specs: Sequence[Schedule], origin: str, owner: str, replace: bool, now: float) -> list[bool]:
-        at = rules.ms(now)
-        made = [rules.put(self.rows.get(spec.name), spec, origin=origin, owner=owner, replace=replace, now=at) for spec in specs]
-        for spec, row in zip(specs, made, strict=True):
-            if row is not None:
-                self.rows[spec.name] = row
-        if origin == rules.CODE:
-            named = frozenset(spec.name for spec in specs)
-            for name, row in self.rows.items():
-                if rules.is_left(row, owner=owner, named=named, now=at):
-                    self.rows[name] = rules.leave(row)
-        return [row is not None for row in made]
+        answers, after = rules.put_all(self.rows, specs, origin=origin, owner=owner, replace=replace, now=rules.ms(now))
+        self.rows |= after
+        return answers
 
     def pause(self, name: str, paused: bool, now: float) -> Row:
         row = self.rows[name] = rules.pause(self.row(name), paused, rules.ms(now))

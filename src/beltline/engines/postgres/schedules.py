@@ -56,25 +56,21 @@ def _read(row: Sequence[Any]) -> Row:
 
 async def put(ask: Ask, now: int | None, specs: Sequence[Schedule], origin: str, owner: str, replace: bool) -> list[bool]:
     """Raises NameInvalid."""
-    names = frozenset(spec.name for spec in specs)
+    names = {spec.name for spec in specs}
     while True:
         [[at]] = await ask("SELECT beltline._now(%s::bigint)", (now,))
         found = await ask(f"{_ROW} WHERE name = ANY(%s::text[]) OR (origin = %s AND owner = %s AND NOT gone)", (wire.texts(names), rules.CODE, owner))
         rows = {row.schedule.name: row for row in map(_read, found)}
-        made = [rules.put(rows.get(spec.name), spec, origin=origin, owner=owner, replace=replace, now=at) for spec in specs]
-        after = {row.schedule.name: row for row in made if row is not None and row is not rows.get(row.schedule.name)}
-        if origin == rules.CODE:
-            gone = (row for row in rows.values() if rules.is_left(row, owner=owner, named=names, now=at))
-            after |= {row.schedule.name: rules.leave(row) for row in gone}
+        answers, after = rules.put_all(rows, specs, origin=origin, owner=owner, replace=replace, now=at)
         if not after or await _put(ask, now, [(rows.get(name), row) for name, row in after.items()]):
-            return [row is not None for row in made]
+            return answers
 
 
 async def _put(ask: Ask, now: int | None, changes: Sequence[tuple[Row | None, Row]]) -> bool:
     """False: somebody has changed one of them meanwhile."""
     rows = [row for _, row in changes]
     moved = [before is None or before.stood != row.stood for before, row in changes]
-    changed = [before is None or before.revision != row.revision for before, row in changes]
+    anew = [before is None or (before.revision != row.revision and not row.left) for before, row in changes]
     [[done]] = await ask(
         f"SELECT beltline.put_schedules({', '.join(['%s'] * 11)})",
         (
@@ -88,7 +84,7 @@ async def _put(ask: Ask, now: int | None, changes: Sequence[tuple[Row | None, Ro
             wire.numbers(row.left for row in rows),
             wire.numbers(row.named for row in rows),
             wire.numbers(row.stood if it_is else None for it_is, row in zip(moved, rows, strict=True)),
-            wire.numbers(row.next if it_is else None for it_is, row in zip(changed, rows, strict=True)),
+            wire.numbers(row.next if it_is else None for it_is, row in zip(anew, rows, strict=True)),
         ),
     )
     return bool(done)
@@ -127,16 +123,21 @@ async def due(ask: Ask, now: int | None, limit: int) -> DueSchedules:
 
 
 async def step(ask: Ask, now: int | None, steps: Sequence[Step]) -> list[Stepped]:
+    """Those of one schedule in the order given, whatever happens first to others."""
     answers = [Stepped.STALE] * len(steps)
-    left = iter(enumerate(steps))
+    places: dict[str, list[int]] = {}
+    for place, each in enumerate(steps):
+        places.setdefault(each.name, []).append(place)
+    left = iter(places.values())
 
     async def lane() -> None:
-        for place, each in left:
-            answers[place] = await _step(ask, now, each)
+        for of_one in left:
+            for place in of_one:
+                answers[place] = await _step(ask, now, steps[place])
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(LANES, len(steps))):
+            for _ in range(min(LANES, len(places))):
                 group.create_task(lane())
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None

@@ -79,18 +79,12 @@ def _write(tx: Ledger, row: Row) -> None:
 
 def put(tx: Ledger, specs: Sequence[Schedule], origin: str, owner: str, replace: bool) -> list[bool]:
     """Raises NameInvalid, before anything is written."""
-    before = [_find(tx, spec.name) for spec in specs]
-    made = [rules.put(row, spec, origin=origin, owner=owner, replace=replace, now=tx.now) for row, spec in zip(before, specs, strict=True)]
-    for row, was in zip(made, before, strict=True):
-        if row is not None and row is not was:
-            _write(tx, row)
-    if origin == rules.CODE and owner:
-        named = frozenset(spec.name for spec in specs)
-        for found in tx.sql(f"{_ROW} WHERE origin = ? AND owner = ? AND gone = 0", (origin, owner)).fetchall():
-            row = _read(found)
-            if rules.is_left(row, owner=owner, named=named, now=tx.now):
-                _write(tx, rules.leave(row))
-    return [row is not None for row in made]
+    found = tx.sql(f"{_ROW} WHERE origin = ? AND owner = ? AND gone = 0", (rules.CODE, owner)).fetchall() if origin == rules.CODE and owner else []
+    rows = {row.schedule.name: row for row in (*map(_read, found), *filter(None, (_find(tx, spec.name) for spec in specs)))}
+    answers, after = rules.put_all(rows, specs, origin=origin, owner=owner, replace=replace, now=tx.now)
+    for row in after.values():
+        _write(tx, row)
+    return answers
 
 
 def schedules(tx: Ledger, limit: int, after: str) -> list[ScheduleView]:

@@ -103,6 +103,7 @@ async def a_paused_one_is_not_due_and_goes_on_from_its_resumption(engine: Full, 
     assert view.state == "paused"
     assert await engine.pause_schedule("tick", True) == view
     time.advance(600.0)
+    assert (await engine.due_schedules()).schedules == ()
     assert await _look(engine) == 0
     assert await engine.step_schedules([step(view.schedule, view.revision, view.stood_at, await engine.now())]) == [Stepped.STALE]
     view = await engine.pause_schedule("tick", False)
@@ -145,10 +146,30 @@ async def what_left_the_code_is_kept_and_not_fired(engine: Full, time: Time) -> 
     assert await _code(engine, spec("stays")) == [True]
     view = await engine.schedule("tick")
     assert view.state == "left"
+    assert [each.schedule.name for each in (await engine.due_schedules()).schedules] == ["stays"]
     assert await _look(engine) == 1
     assert (await engine.counts(WORK)).ready == 1
     await _code(engine, spec(), spec("stays"))
     assert ((await engine.schedule("tick")).state, (await engine.schedule("tick")).stood_at) == ("active", view.stood_at)
+
+
+async def what_is_left_still_tells_why_it_was_not_sent(engine: Full, time: Time) -> None:
+    await _code(engine, spec(queue="nobody"))
+    time.advance(60.0)
+    await _look(engine)
+    before = await engine.schedule("tick")
+    assert before.error
+    time.advance(LEFT_S)
+    await _code(engine, spec("other"))
+    assert await engine.schedule("tick") == structs.replace(before, state="left", revision=before.revision + 1)
+
+
+async def of_two_of_one_name_the_second_changes_the_first(engine: Full) -> None:
+    for _ in range(2):
+        assert await _code(engine, spec(every=30.0), spec(every=60.0)) == [True, True]
+        assert (await engine.schedule("tick")).schedule == spec(every=60.0)
+    assert await engine.put_schedules([spec("hand"), spec("hand", every=30.0)], origin="operator", replace=False) == [True, False]
+    assert (await engine.schedule("hand")).schedule.every_s == 60.0
 
 
 async def what_a_worker_of_the_version_before_still_names_is_not_left(engine: Full, time: Time) -> None:

@@ -1,10 +1,13 @@
 """What the steps draw from. Every value is one of a few, so that they meet: two equal keys, a delay that ends with a lease."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from hypothesis import strategies as st
 
 from beltline.core.flow import Claim, Flow, KillSwitch, Unique
+from beltline.core.names import QueueName
+from beltline.core.schedule import LEFT_S
 from beltline.testing.conformance.kit import LAST, NEXT, OTHER, QUEUES, WORK
 
 queues = st.sampled_from((WORK, WORK, WORK, NEXT, NEXT, LAST, OTHER))
@@ -69,6 +72,81 @@ flow_steps = st.one_of(
     st.tuples(st.just("snooze"), st.sampled_from((NEXT, LAST, OTHER, WORK)), st.sampled_from((5.0, 0.0))),
     st.tuples(st.just("live"), workers, st.sampled_from(("up", "up", "up", "draining")), st.lists(queues, min_size=1, max_size=4)),
     st.tuples(st.just("leave"), workers),
+)
+
+# ----------------------------------------------------------------------------------------------------- schedules and fleets
+
+NOWHERE = QueueName("nowhere")  # declared by nobody
+NO_ZONE = "Mars/Olympus"
+names = st.sampled_from(("a", "a", "a", "b", "B.1"))
+# what is due when; `message`: fields of what is sent
+timings = st.sampled_from(
+    (
+        {"every": 10.0},
+        {"every": 60.0},
+        {"every": 45.001},
+        {"every": 3600.0, "start": datetime(2023, 11, 16, tzinfo=UTC)},
+        {"cron": "* * * * *"},
+        {"cron": "*/20 * * * *", "tz": "Europe/Berlin"},
+        {"cron": "30 2 * * *", "tz": "Europe/Berlin"},
+        {"cron": "0 3 1 * MON", "tz": "America/New_York"},
+        {"cron": "0 * * * *", "tz": NO_ZONE},
+    )
+)
+specs = st.fixed_dictionaries(
+    {
+        "name": names,
+        "timing": timings,
+        "catch_up": st.sampled_from((("once", 100), ("all", 1), ("all", 4), ("all", 4), ("skip", 100))),
+        "queue": st.sampled_from((WORK, WORK, NEXT, LAST, NOWHERE)),
+        "chained": st.sampled_from((False, False, True)),
+        "message": st.sampled_from(
+            (
+                {},
+                {},
+                {},
+                {"group": "g"},
+                {"delay_s": 20.0, "priority": 1},
+                {"dedup_key": "k", "dedup_window_s": 300.0},
+                {"expires_s": 40.0},
+                {"delay_s": -1.0},
+            )
+        ),
+        "flow": st.one_of(st.none(), flows),
+    }
+)
+waits = st.sampled_from((60.0, 60.0, 61.0, 10.0, 5.0, 0.0, LEFT_S, 3600.0, 86400.0, 86400.0 * 400, -3600.0, "change", 90.0))
+looks = st.sampled_from(("all", "all", "all", "first", "two", "two", "nobody"))  # which schedulers look
+schedule_steps = st.one_of(
+    st.tuples(st.just("put"), st.lists(specs, min_size=1, max_size=3), st.sampled_from(("", "one", "two")), st.just(True)),
+    st.tuples(st.just("order"), st.lists(specs, min_size=1, max_size=1), st.just(""), st.booleans()),
+    st.tuples(st.just("name"), st.lists(names, max_size=2), st.sampled_from(("", "one", "two"))),
+    st.tuples(st.sampled_from(("turn", "turn", "turn", "pause", "resume", "remove", "trigger", "trigger")), names),
+    st.tuples(st.just("again"), some, st.sampled_from((0.0, 0.0, 3600.0, -1e6))),
+)
+
+rarely_altered = st.one_of(st.none(), st.none(), schedule_steps)
+fleet_queues = st.sampled_from((WORK, WORK, WORK, NEXT, NEXT, NOWHERE))
+hosts = st.fixed_dictionaries(
+    {
+        "id": workers,
+        "state": st.sampled_from(("up", "up", "up", "draining")),
+        "queues": st.dictionaries(queues, st.integers(1, 4), min_size=1, max_size=2),
+        "ranges": st.dictionaries(queues, st.sampled_from(((0, 4), (1, 8), (2, 2))), max_size=2),
+        "service": st.dictionaries(queues, st.sampled_from(((0, 0.0, 0.0), (3, 1.5, 0.75), (9, 90.0, 2700.0))), max_size=2),
+        "refusal": st.sampled_from(("", "", "", "memory is low")),
+    }
+)
+ranges = st.sampled_from(((0, 3), (1, 1), (2, 8), (2, 8), (5, 2), (-1, 4), (0, 0)))
+fleet_steps = st.one_of(
+    st.tuples(st.just("beat"), hosts),
+    st.tuples(st.just("leave"), workers),
+    st.tuples(st.just("round"), st.lists(fleet_queues, min_size=1, max_size=2), st.booleans()),
+    st.tuples(st.just("round"), st.lists(queues, min_size=1, max_size=2), st.booleans()),
+    st.tuples(st.just("decide"), fleet_queues, st.sampled_from((0, 0, 0, -1, 1)), st.integers(0, 9), st.booleans(), st.booleans()),
+    st.tuples(st.just("order"), fleet_queues, ranges),
+    st.tuples(st.just("clear"), fleet_queues),
+    st.tuples(st.just("read"), st.one_of(st.none(), fleet_queues), st.integers(1, 4)),
 )
 
 

@@ -13,6 +13,7 @@ from msgspec import structs
 from beltline.core.errors import BeltlineError
 from beltline.core.message import Delivery, Message
 from beltline.core.names import MessageId, QueueName, RunId
+from beltline.core.outcome import Admission, Sent
 from beltline.core.views import MessageView
 from beltline.testing.conformance import kit
 from beltline.testing.conformance.harness import Full, Harness
@@ -94,6 +95,44 @@ class Driver(RuleBasedStateMachine):
     def current(self, id: MessageId, epoch: int) -> bool:
         """Whether a settle under this epoch may still count."""
         return self.epochs.get(id) == epoch and (id, epoch) not in self.settled
+
+    def move_clocks(self, seconds: float) -> None:
+        for harness in self.harnesses:
+            if seconds < 0:
+                harness.clock.set_back(-seconds)
+            else:
+                harness.clock.advance(seconds)
+
+    # ------------------------------------------------------------------------------------------------------- what was sent
+
+    def send_all(self, messages: list[Message]) -> None:
+        now = self.time
+        answers = self.do(lambda engine: engine.send(messages))
+        if isinstance(answers, str):
+            return
+        assert len(answers) == len(messages)
+        for message, answer in zip(messages, answers, strict=True):
+            self._sent(message, answer, now)
+
+    def _sent(self, message: Message, answer: Sent, now: float) -> None:
+        key = (message.queue, message.dedup_key) if message.dedup_key is not None else None
+        if answer.admission is Admission.SAME_ID:
+            assert message.id in self.sent, "I3: a new id was taken for an old one"
+            return
+        unique = message.flow.unique if message.flow is not None else None
+        if answer.admission is not Admission.STORED:
+            assert key is not None or unique is not None
+            assert answer.admission is Admission.DEDUPLICATED or (unique is not None and unique.replace)
+            assert answer.id in self.sent
+            return
+        assert message.id not in self.sent or self.retained, "I3: one id was stored twice"
+        if message.id in self.sent:
+            self.forget(message.id)
+        if key is not None:
+            at, window_s = self.stored_at.get(key, (0.0, 0.0))
+            assert now >= at + window_s, "I12: two messages with one dedup key in one window"
+            self.stored_at[key] = (now, message.dedup_window_s)
+        self.admit(message)
 
     def admit(self, message: Message) -> None:
         self.sent[message.id] = message

@@ -9,7 +9,21 @@ from msgspec import Struct, structs
 from beltline.core.errors import NotFound
 from beltline.core.names import MessageId, RunId
 from beltline.core.queues import Counts
-from beltline.core.views import AttemptView, BucketView, GatherView, LimitView, MessageView, ResultView, RunCounts, RunView, Standing
+from beltline.core.scaling import Decision, Size
+from beltline.core.views import (
+    AttemptView,
+    BucketView,
+    DueSchedules,
+    GatherView,
+    LimitView,
+    MessageView,
+    ResultView,
+    RunCounts,
+    RunView,
+    ScheduleView,
+    Standing,
+    WorkerView,
+)
 from beltline.testing.conformance import kit
 from beltline.testing.conformance.harness import Full
 from beltline.testing.conformance.kit import LINE, QUEUES
@@ -29,9 +43,16 @@ class Look(NamedTuple):
     limits: list[LimitView]
     buckets: list[list[BucketView]]
     standing: list[Standing]
+    schedules: list[ScheduleView]
+    due: DueSchedules | None
+    sizes: list[Size]
+    workers: list[WorkerView]
+    decisions: list[Decision]
 
 
-async def look_at(engine: Full, before: dict[MessageId, MessageView], entered: list[RunId], limits: Sequence[str], *, explain: bool) -> Look:
+async def look_at(
+    engine: Full, before: dict[MessageId, MessageView], entered: list[RunId], limits: Sequence[str], *, explain: bool, timed: bool, sized: bool
+) -> Look:
     now, views, run_counts, runs = await all_of(engine.now(), _picture(engine), engine.run_counts(LINE), engine.runs(LINE, limit=1000))
     changed = [view for view in views if before.get(view.message.id) != view]
     touched = sorted({view.message.place.run for view in changed if view.message.place is not None} & {view.id for view in runs})
@@ -48,6 +69,8 @@ async def look_at(engine: Full, before: dict[MessageId, MessageView], entered: l
         all_of(*(_buckets(engine, name) for name in limits)),
         all_of(*(engine.standing(id) for id in asked)),
     )
+    schedules, due = await all_of(engine.schedules(), engine.due_schedules()) if timed else ([], None)
+    sizes, workers, decisions = await all_of(engine.sizes(), engine.workers(), engine.decisions(limit=10)) if sized else ([], [], [])
     plain = [None if view is None else structs.replace(view, progress=None) for view in results]
     return Look(
         now,
@@ -61,6 +84,11 @@ async def look_at(engine: Full, before: dict[MessageId, MessageView], entered: l
         views_of_limits,
         buckets,
         [_told(each) for each in standing],
+        schedules,
+        due,
+        sizes,
+        workers,
+        decisions,
     )
 
 

@@ -10,30 +10,56 @@ from msgspec import structs
 from beltline.core.codec import pack
 from beltline.core.message import Delivery, Message
 from beltline.core.names import MessageId, QueueName, WorkerId
-from beltline.core.outcome import Ack, Admission, DeadLetter, Outcome, Release, RetryAfter, Sent, Settled, Settlement
+from beltline.core.outcome import Ack, DeadLetter, Outcome, Release, RetryAfter, Settled, Settlement
 from beltline.core.policy import PARKED
 from beltline.core.queues import Counts, Feed
 from beltline.core.views import MessageFilter, RunCounts
 from beltline.testing.conformance import kit
 from beltline.testing.conformance.harness import Full
 from beltline.testing.conformance.kit import NEXT, QUEUES, WORK
-from beltline.testing.machine.draws import LIMITS, VERBS, crowded, leases, new_message, queue_limits, queues, some, steps, switches, ways, workers
-from beltline.testing.machine.flow import FlowSteps
+from beltline.testing.machine.draws import (
+    LIMITS,
+    VERBS,
+    crowded,
+    leases,
+    looks,
+    new_message,
+    queue_limits,
+    queues,
+    rarely_altered,
+    some,
+    specs,
+    steps,
+    switches,
+    waits,
+    ways,
+    workers,
+)
+from beltline.testing.machine.fleets import FleetSteps
 from beltline.testing.machine.looking import Look, difference, look_at
+from beltline.testing.machine.schedules import next_change
 
 LIVE = ("ready", "delayed", "leased")
 
 
-class EngineMachine(FlowSteps):
+class EngineMachine(FleetSteps):
     # ------------------------------------------------------------------------------------------------------- producers
 
-    @initialize(batch=st.lists(new_message, min_size=2, max_size=6), ageing_s=st.sampled_from((10.0, 60.0, kit.ENDLESS)), shaped=st.booleans())
-    def begin(self, batch: list[dict[str, Any]], ageing_s: float, shaped: bool) -> None:
+    @initialize(
+        batch=st.lists(new_message, min_size=2, max_size=6),
+        ageing_s=st.sampled_from((10.0, 60.0, kit.ENDLESS)),
+        shaped=st.booleans(),
+        timed=st.booleans(),
+    )
+    def begin(self, batch: list[dict[str, Any]], ageing_s: float, shaped: bool, timed: bool) -> None:
         self.ageing_s = ageing_s  # for good: an engine need not know since when a message waits once the worth of waiting has changed
         self.do(lambda engine: engine.open())
         self.do(lambda engine: engine.declare([kit.specs(queue, ageing_s=ageing_s) for queue in QUEUES]))
         if shaped:
             self.begin_flow()
+        if timed:
+            self.begin_schedules()
+            self.begin_fleets()
         self.both_stores_are_equal_and_sound()
         self.send(batch)
 
@@ -84,17 +110,24 @@ class EngineMachine(FlowSteps):
         self.both_stores_are_equal_and_sound()
         if self.deliveries:
             self.settle(ways)
-        self.clock(seconds)
+        self.move_clocks(seconds)
+
+    @precondition(lambda self: self.timed)
+    @rule(drawn=st.lists(specs, max_size=2), moves=st.lists(st.tuples(waits, rarely_altered, looks), min_size=2, max_size=6))
+    def as_time_goes_by(self, drawn: list[dict[str, Any]], moves: list[tuple[Any, Any, str]]) -> None:
+        """Some schedules, and schedulers that look while the clock moves, sometimes to where it is put forward or back in a zone."""
+        if drawn:
+            self.put_schedules(drawn, "code", "one")
+        for wait_s, altered, how in moves:
+            self.move_clocks(next_change(self.time) - self.time - 90.0 if wait_s == "change" else wait_s)
+            if altered is not None:
+                self.schedule_step(altered)
+            if how != "nobody":
+                self.look(how)
+            self.both_stores_are_equal_and_sound()
 
     def send(self, batch: list[dict[str, Any]]) -> None:
-        messages = [self._message(dict(fields)) for fields in batch]
-        now = self.time
-        answers = self.do(lambda engine: engine.send(messages))
-        if isinstance(answers, str):
-            return
-        assert len(answers) == len(messages)
-        for message, answer in zip(messages, answers, strict=True):
-            self._sent(message, answer, now)
+        self.send_all([self._message(dict(fields)) for fields in batch])
 
     def _message(self, fields: dict[str, Any]) -> Message:
         again, in_a_run, queue = fields.pop("again"), fields.pop("in_a_run"), fields.pop("queue")
@@ -102,26 +135,6 @@ class EngineMachine(FlowSteps):
         if again is not None and self.sent:
             fields["id"] = self.pick(again)
         return kit.placed(None, queue, **fields) if in_a_run else kit.message(queue, **fields)
-
-    def _sent(self, message: Message, answer: Sent, now: float) -> None:
-        key = (message.queue, message.dedup_key) if message.dedup_key is not None else None
-        if answer.admission is Admission.SAME_ID:
-            assert message.id in self.sent, "I3: a new id was taken for an old one"
-            return
-        unique = message.flow.unique if message.flow is not None else None
-        if answer.admission is not Admission.STORED:
-            assert key is not None or unique is not None
-            assert answer.admission is Admission.DEDUPLICATED or (unique is not None and unique.replace)
-            assert answer.id in self.sent
-            return
-        assert message.id not in self.sent or self.retained, "I3: one id was stored twice"
-        if message.id in self.sent:
-            self.forget(message.id)
-        if key is not None:
-            at, window_s = self.stored_at.get(key, (0.0, 0.0))
-            assert now >= at + window_s, "I12: two messages with one dedup key in one window"
-            self.stored_at[key] = (now, message.dedup_window_s)
-        self.admit(message)
 
     # --------------------------------------------------------------------------------------------------------- workers
 
@@ -288,7 +301,7 @@ class EngineMachine(FlowSteps):
         ),
         page=st.integers(1, 5),
     )
-    def look(self, where: dict[str, Any], page: int) -> None:
+    def browse(self, where: dict[str, Any], page: int) -> None:
         """The pages of a browse join without gap or repeat, and show what the filter says."""
 
         async def found(engine: Full) -> list[MessageId]:
@@ -303,11 +316,7 @@ class EngineMachine(FlowSteps):
 
     @rule(seconds=st.sampled_from((1.0, 1.0, 5.0, 5.0, 10.0, 30.0, 30.0, 600.0, -60.0, -86400.0 * 400, 86400.0 * 2)))
     def clock(self, seconds: float) -> None:
-        for harness in self.harnesses:
-            if seconds < 0:
-                harness.clock.set_back(-seconds)
-            else:
-                harness.clock.advance(seconds)
+        self.move_clocks(seconds)
 
     @rule(what=st.sampled_from(("sweep", "sweep", "restart", "restart", "retain")), history_s=st.sampled_from((0.0, 600.0, 86400.0)))
     def upkeep(self, what: str, history_s: float) -> None:
@@ -326,7 +335,10 @@ class EngineMachine(FlowSteps):
 
     @invariant()
     def both_stores_are_equal_and_sound(self) -> None:
-        look: Look = self.do(lambda engine: look_at(engine, self.views, self.runs, LIMITS if self.shaped else (), explain=self.explained))
+        limits = LIMITS if self.shaped else ()
+        look: Look = self.do(
+            lambda engine: look_at(engine, self.views, self.runs, limits, explain=self.explained, timed=self.timed, sized=self.sized)
+        )
         assert look.now >= self.time, "time ran backwards"
         self.time = look.now
         self.views = {view.message.id: view for view in look.views}
@@ -341,6 +353,8 @@ class EngineMachine(FlowSteps):
         for queue, count in zip(QUEUES, look.counts, strict=True):
             self._counted(queue, count)
         self._leases_of_groups()
+        self.check_schedules(look.schedules, look.views, look.now)
+        self.check_sizes(look.sizes)
         self._results(look)
         self._runs(look)
 
