@@ -20,7 +20,8 @@ PATIENT = 10_000  # deliveries: answers that we make get lost are not the fault 
 
 RECOUNT = """
 SELECT q.name,
-  ARRAY[(SELECT count(*) FROM beltline.ready WHERE queue = q.n) + (SELECT count(*) FROM beltline.blocked WHERE queue = q.n AND was = 1),
+  ARRAY[(SELECT count(*) FROM beltline.ready WHERE queue = q.n) + (SELECT count(*) FROM beltline.flow_ready WHERE queue = q.n)
+          + (SELECT count(*) FROM beltline.blocked WHERE queue = q.n AND was = 1),
         (SELECT count(*) FROM beltline.delayed WHERE queue = q.n) + (SELECT count(*) FROM beltline.blocked WHERE queue = q.n AND was = 0),
         (SELECT count(*) FROM beltline.lease WHERE queue = q.n), (SELECT count(*) FROM beltline.dead WHERE queue = q.n),
         (SELECT count(*) FROM beltline.done WHERE queue = q.n)]::bigint[],
@@ -30,15 +31,32 @@ SELECT q.name,
 FROM beltline.queue q"""
 PLACES = """
 SELECT b.id, count(p.id) FROM beltline.body b LEFT JOIN (
-  SELECT id FROM beltline.ready UNION ALL SELECT id FROM beltline.blocked UNION ALL SELECT id FROM beltline.delayed UNION ALL SELECT id FROM beltline.lease
-  UNION ALL SELECT id FROM beltline.dead UNION ALL SELECT id FROM beltline.done) p ON p.id = b.id
+  SELECT id FROM beltline.ready UNION ALL SELECT id FROM beltline.flow_ready UNION ALL SELECT id FROM beltline.blocked UNION ALL SELECT id FROM beltline.delayed
+  UNION ALL SELECT id FROM beltline.lease UNION ALL SELECT id FROM beltline.dead UNION ALL SELECT id FROM beltline.done) p ON p.id = b.id
 GROUP BY b.id HAVING count(p.id) <> 1"""
 RUNS = """
-SELECT r.id, r.open, r.dead, count(b.id) FILTER (WHERE l.id IS NOT NULL), count(b.id) FILTER (WHERE d.id IS NOT NULL)
-FROM beltline.run r LEFT JOIN beltline.body b ON b.run = r.id LEFT JOIN beltline.dead d ON d.id = b.id LEFT JOIN (
-  SELECT id FROM beltline.ready UNION ALL SELECT id FROM beltline.blocked UNION ALL SELECT id FROM beltline.delayed UNION ALL SELECT id FROM beltline.lease) l
-  ON l.id = b.id
-GROUP BY r.id HAVING r.open <> count(b.id) FILTER (WHERE l.id IS NOT NULL) OR r.dead <> count(b.id) FILTER (WHERE d.id IS NOT NULL)"""
+SELECT r.id, r.open, r.dead, count(b.id) FILTER (WHERE l.id IS NOT NULL), count(b.id) FILTER (WHERE d.id IS NOT NULL AND g.on_dead IS DISTINCT FROM 1)
+FROM beltline.run r LEFT JOIN beltline.body b ON b.run = r.id LEFT JOIN beltline.dead d ON d.id = b.id
+  LEFT JOIN beltline.gather g ON g.id = b.gather LEFT JOIN (   -- a dead part whose gather skips it does not count
+  SELECT id FROM beltline.ready UNION ALL SELECT id FROM beltline.flow_ready UNION ALL SELECT id FROM beltline.blocked UNION ALL SELECT id FROM beltline.delayed
+  UNION ALL SELECT id FROM beltline.lease) l ON l.id = b.id
+GROUP BY r.id HAVING r.open <> count(b.id) FILTER (WHERE l.id IS NOT NULL) OR r.dead <> count(b.id) FILTER (WHERE d.id IS NOT NULL AND g.on_dead IS DISTINCT FROM 1)"""
+
+LANES = """
+SELECT l.n, l.name, l.messages + e.messages, l.leased + e.leased, l.heads + e.heads, l.ready + e.ready, n.messages, n.leased, n.heads, n.heads + n.behind
+FROM beltline.flow_lane l CROSS JOIN LATERAL (
+  SELECT coalesce(sum(messages), 0) AS messages, coalesce(sum(leased), 0) AS leased, coalesce(sum(heads), 0) AS heads, coalesce(sum(ready), 0) AS ready
+  FROM beltline.flow_event WHERE lane = l.n) e CROSS JOIN LATERAL (
+  SELECT count(*) AS messages, count(x.id) AS leased, count(r.id) AS heads, count(b.id) AS behind
+  FROM beltline.flow_message m LEFT JOIN beltline.lease x ON x.id = m.id LEFT JOIN beltline.flow_ready r ON r.id = m.id
+    LEFT JOIN beltline.blocked b ON b.id = m.id AND b.was = 1 WHERE m.lane = l.n) n
+WHERE (l.messages + e.messages, l.leased + e.leased, l.heads + e.heads, l.ready + e.ready) <> (n.messages, n.leased, n.heads, n.heads + n.behind)"""
+SHARES = """
+SELECT s.n, s.tenant, s.leased, l.leased FROM beltline.flow_share s
+  CROSS JOIN LATERAL (SELECT coalesce(sum(leased), 0) AS leased FROM beltline.flow_lane WHERE share = s.n) l WHERE NOT s.nobody AND s.leased <> l.leased
+UNION ALL SELECT g.queue, 'all', g.lent, l.leased FROM beltline.flow g
+  CROSS JOIN LATERAL (SELECT coalesce(sum(leased), 0) AS leased FROM beltline.flow_share WHERE queue = g.queue AND NOT nobody) l WHERE g.lent <> l.leased"""
+STRAY_PLACES = "SELECT h.id, h.name, h.key FROM beltline.flow_hold h WHERE NOT EXISTS (SELECT FROM beltline.lease l WHERE l.id = h.id)"
 
 
 @asynccontextmanager
@@ -65,7 +83,10 @@ def assert_sound(url: str) -> None:
     assert asked(url, PLACES) == []
     for queue, rows, counters in asked(url, RECOUNT):
         assert rows == [number or 0 for number in counters], queue
-    assert asked(url, RUNS) == []
+    assert (found := asked(url, RUNS)) == [], found
+    assert (found := asked(url, LANES)) == [], found
+    assert (found := asked(url, SHARES)) == [], found
+    assert asked(url, STRAY_PLACES) == []
 
 
 def begun(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":

@@ -1,12 +1,13 @@
 """kill -9 at random points of a running line, and then the question whether everything is where it must be.
 
-    make chaos ARGS="--items 5000 --kills 100 [--chain plain|split] [--groups 20] [--seed N]"
+    make chaos ARGS="--items 5000 --kills 100 [--chain plain|split|flow] [--groups 20] [--seed N]"
     make chaos ARGS="--engine postgres --items 5000 --kills 100 --server-restart-every 5 --seed N"
 
 Runs senders and workers as processes of their own, kills runners, supervisors and senders (real SIGKILL, a seeded script decides), starts them again, lets
 the line drain, and gives the history to chaos_checker.py. What is checked is written there; how the history comes about, in history.py.
 
 --engine postgres   on a server of its own, which --server-restart-every SECONDS stops in the middle of everything (-m immediate: as if it had crashed)
+--chain flow        limits, fair shares, sticky and unique keys, a kill switch, a schedule beside (chaos_flow.py); an operator changes the numbers meanwhile
 --freezes N         supervisors stand still for longer than a lease and go on: their settles come too late. A run that sees none refused has proved nothing
 --supervisors N     on one store at once; the report says how many messages each of them acknowledged
 --keep FOLDER       the history stays there
@@ -24,26 +25,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import psutil
 
 from beltline import App
-from beltline.core.codec import unpack
-from beltline.core.errors import EngineUnavailable
-from beltline.core.names import QueueName
-from beltline.core.views import MessageFilter, MessageView
-from beltline.engines.protocol import Browse, Engine, Results, Runs
 from tests.system.chaos_checker import Verdict, check
+from tests.system.chaos_desk import EVIDENCE, Desk, Held, queues_of
+from tests.system.chaos_knobs import Knobs
 from tests.system.chaos_line import QUEUES, SHAPES, value
-from tests.system.chaos_sender import item_number
-from tests.system.history import Attempt, History, Journal, RunEnd, Stored, read
-
-T = TypeVar("T")
+from tests.system.history import Journal, read
 
 ROOT = Path(__file__).parent.parent.parent
 LEASE_S = 4.0
@@ -51,18 +46,14 @@ SLOTS = 5  # per queue and supervisor
 QUIET_S = LEASE_S + 30.0  # nothing has ended for so long: what is open now is stuck
 FROZEN_S = 30.0  # nobody stands still for longer
 HALT_S = 1.0  # from SIGSTOP to standing still
+START_S = 20.0  # for the first message to end
 STOP_S = 40.0  # from SIGTERM to the end
-SERVER_S = 60.0  # for a server to be back
-EVIDENCE = 5  # lines per finding in the report
 
 
 class Server(Protocol):
     """A store's server that may be restarted (tests/services/postgres.py). Returns when it takes connections again."""
 
     def restart(self, mode: Literal["immediate"]) -> None: ...
-
-
-Held = dict[str, int]  # message -> epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +82,14 @@ def holds_the_file(pid: int) -> bool:
 class Theatre:
     """The processes of one run: one sender, some workers. Whatever is killed is started again."""
 
-    def __init__(self, url: str, folder: Path, chain: str, items: int, *, work_s: float, sends_s: float, supervisors: int, groups: int) -> None:
-        paces = {"CHAOS_WORK_S": str(work_s), "CHAOS_SENDS_S": str(sends_s)}
+    def __init__(
+        self, url: str, folder: Path, chain: str, items: int, *, work_s: float, sends_s: float, supervisors: int, groups: int, pace: float
+    ) -> None:
+        paces = {"CHAOS_WORK_S": str(work_s), "CHAOS_SENDS_S": str(sends_s), "CHAOS_PACE": str(pace)}
         self.environ = {**os.environ, **paces, "CHAOS_URL": url, "CHAOS_LOG": str(folder), "PYTHONPATH": str(ROOT)}
-        queues = dict.fromkeys(QUEUES, SLOTS)
-        app = {"app": "tests.system.chaos_line:app", "app_dir": str(ROOT), "url": url, "log_level": "ERROR"}
+        queues = dict.fromkeys(queues_of(chain), SLOTS)
+        self.module = "chaos_flow_sender" if chain == "flow" else "chaos_sender"
+        app = {"app": f"tests.system.{'chaos_flow' if chain == 'flow' else 'chaos_line'}:app", "app_dir": str(ROOT), "url": url, "log_level": "ERROR"}
         self.options = json.dumps({**app, "queues": queues, "runners": 2, "lease_s": LEASE_S})
         self.sends = [chain, str(items), str(groups)]
         self.workers: list[subprocess.Popen[bytes] | None] = [None] * supervisors
@@ -117,7 +111,7 @@ class Theatre:
                     self.fallen.append(f"supervisor-{number} ended by itself with {process.returncode}")
                 self.workers[number] = self._start("chaos_worker", f"supervisor-{number}", self.options)
         if self.sender is None or self.sender.poll() not in (None, 0):
-            self.sender = self._start("chaos_sender", *self.sends)
+            self.sender = self._start(self.module, *self.sends)
 
     def _fault(self, kind: str, *pids: int) -> None:
         self.journal.write("fault", kind=kind, pids=pids)
@@ -206,134 +200,6 @@ class Theatre:
         return len(left)
 
 
-class Desk:
-    """What the rig itself asks of the store. A store that is away is asked again, for as long as a server may take to be back."""
-
-    def __init__(self, app: App, chain: str) -> None:
-        self.app = app
-        self.chain = chain
-
-    def ask(self, question: Callable[[Engine], Awaitable[T]]) -> T:
-        async def once() -> T:
-            return await question(await self.app.ready())
-
-        until = time.monotonic() + SERVER_S
-        while True:
-            try:
-                return self.app.blocking(once())
-            except EngineUnavailable:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.1)
-
-    def declare(self) -> None:
-        from tests.system.chaos_line import app as line
-
-        self.ask(lambda engine: engine.declare(line.specs()))
-
-    def ended(self) -> tuple[int, int]:
-        """How many runs have ended, and how many messages: the measure of progress."""
-        return self.ask(self._ended)
-
-    async def _ended(self, engine: Engine) -> tuple[int, int]:
-        assert isinstance(engine, Runs)
-        counts = await engine.run_counts(self.chain)
-        return counts.entered - counts.running, sum([(await engine.counts(QueueName(queue))).done for queue in QUEUES])
-
-    def held_by(self, pid: int) -> Held:
-        """What the supervisor with this pid holds."""
-
-        async def held(engine: Engine) -> Held:
-            assert isinstance(engine, Browse)
-            page = await engine.browse(MessageFilter(queues=QUEUES, states=("leased",)), limit=1000)
-            return {view.message.id: view.epoch for view in page.messages if view.worker.split("-")[-2] == str(pid)}
-
-        return self.ask(held)
-
-    def overtaken(self, held: Held) -> bool:
-        """Whether somebody else was handed any of it."""
-
-        async def any_later(engine: Engine) -> bool:
-            assert isinstance(engine, Browse)
-            page = await engine.browse(MessageFilter(ids=tuple(held)), limit=len(held))
-            return any(view.epoch > held[view.message.id] for view in page.messages)
-
-        return self.ask(any_later)
-
-    def left_over(self) -> list[str]:
-        """A few messages that have not ended well, in words, for whoever has to find out why."""
-        return self.ask(self._left_over)
-
-    async def _left_over(self, engine: Engine) -> list[str]:
-        assert isinstance(engine, Browse)
-        page = await engine.browse(MessageFilter(queues=QUEUES, states=("delayed", "ready", "leased", "dead")), limit=EVIDENCE)
-        views = [await engine.get(view.message.id) for view in page.messages]
-        return [
-            f"{v.message.id} {v.message.queue} {v.state} epoch {v.epoch} worker {v.worker} why {v.why!r} {[a.outcome + ' ' + a.worker for a in v.attempts]}"
-            for v in views
-        ]
-
-    def testify(self, history: History) -> None:
-        """Add what the store says."""
-        history.messages = [_stored(view) for view in self.ask(_all_messages)]
-        history.runs = self.ask(self._runs)
-        history.counted = self.ask(_counted)
-
-    async def _runs(self, engine: Engine) -> list[RunEnd]:
-        assert isinstance(engine, Runs)
-        assert isinstance(engine, Results)
-        found, page, cursor = [], 1000, ""
-        while True:
-            runs = await engine.runs(self.chain, limit=page, cursor=cursor)
-            views = await engine.results([run.id for run in runs])
-            for run, view in zip(runs, views, strict=True):
-                result = None if view is None or view.result is None else tuple(unpack(view.result))
-                found.append(RunEnd(id=run.id, number=item_number(run.id), state=run.state, result=result))
-            if len(runs) < page:
-                return found
-            cursor = runs[-1].id
-
-
-async def _all_messages(engine: Engine) -> list[MessageView]:
-    """Every message of the line; with its attempts, where there was more than one."""
-    assert isinstance(engine, Browse)
-    found: list[MessageView] = []
-    where, cursor = MessageFilter(queues=QUEUES), ""
-    while True:
-        page = await engine.browse(where, limit=1000, cursor=cursor)
-        found += page.messages
-        cursor = page.cursor
-        if not cursor:
-            return [await engine.get(view.message.id) if view.epoch > 1 else view for view in found]
-
-
-async def _counted(engine: Engine) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for queue in QUEUES:
-        counts = await engine.counts(QueueName(queue))
-        total += Counter(ready=counts.ready, delayed=counts.delayed, leased=counts.leased, dead=counts.dead, done=counts.done)
-    return dict(total)
-
-
-def _stored(view: MessageView) -> Stored:
-    place = view.message.place
-    assert place is not None
-    return Stored(
-        id=view.message.id,
-        run=place.run,
-        stage=place.stage,
-        number=item_number(place.run),
-        queue=view.message.queue,
-        state=view.state,
-        outcome=view.outcome,
-        epoch=view.epoch,
-        sent_at=view.sent_at,
-        ended_at=view.ended_at,
-        group=view.message.group or "",
-        attempts=tuple(Attempt(epoch=each.epoch, outcome=each.outcome, ended_at=each.ended_at) for each in view.attempts),
-    )
-
-
 class Nemesis:
     """The seeded script of what breaks when."""
 
@@ -348,7 +214,9 @@ class Nemesis:
         pause_s: tuple[float, float],
         server: Server | None,
         restart_every_s: float,
+        knobs: Knobs | None,
     ) -> None:
+        self.knobs = knobs
         self.theatre = theatre
         self.desk = desk
         self.rng = random.Random(seed)
@@ -378,6 +246,8 @@ class Nemesis:
             self.restarts += 1
             self._restart_at = time.monotonic() + self.restart_every_s
         self.freeze()
+        if self.knobs is not None:
+            self.knobs.turn()
         if not self.done and (victim := theatre.kill_one(self.rng)) != "nobody":
             self.killed[victim] += 1
         theatre.start_missing()
@@ -407,13 +277,24 @@ def run(
         # The line shall run for about as long as the killing, and the senders for half of it: crashes take their share of the slots.
         killing_s, slots = kills * sum(pause_s) / 2, len(QUEUES) * SLOTS * supervisors
         work_s = killing_s * slots * 0.5 / (items * sum(SHAPES[chain].values()))
-        theatre = Theatre(url, folder, chain, items, work_s=work_s, sends_s=killing_s * 0.5, supervisors=supervisors, groups=groups)
+        pace = 0.4 * items / killing_s if killing_s else 100.0  # starts of `steady` in a second
+        sends_s = killing_s * 0.5
+        theatre = Theatre(url, folder, chain, items, work_s=work_s, sends_s=sends_s, supervisors=supervisors, groups=groups, pace=pace)
         stack.callback(theatre.journal.close)
         stack.callback(theatre.stop)
         desk = Desk(stack.enter_context(App(url)), chain)
-        nemesis = Nemesis(theatre, desk, seed, kills=kills, freezes=freezes, pause_s=pause_s, server=server, restart_every_s=restart_every_s)
         desk.declare()
+        knobs = None
+        if chain == "flow":
+            knobs = Knobs(desk, folder, url, pace=pace, seed=seed)
+            stack.callback(knobs.close)
+            knobs.prepare()
+        nemesis = Nemesis(
+            theatre, desk, seed, kills=kills, freezes=freezes, pause_s=pause_s, server=server, restart_every_s=restart_every_s, knobs=knobs
+        )
         theatre.start_missing()
+        if knobs is not None:
+            _until_something_ends(desk)
         while_running = 0
         while not nemesis.done:
             before = nemesis.killed.total()
@@ -423,11 +304,13 @@ def run(
         left = desk.left_over()
         outlived = theatre.stop()
         history = read(folder, shape=SHAPES[chain], values={number: value(chain, number) for number in range(items)})
-        desk.testify(history)
+        desk.testify(history, knobs)
         verdict = check(history)
         findings = {**verdict.findings, "outlived": [f"{outlived} runners"] * outlived, "fallen": theatre.fallen}
         if freezes and not verdict.stale_refused:
             findings["no stale settle seen"] = ["supervisors were frozen and the epoch was never asked to decide: the run proved nothing"]
+        if knobs is not None:
+            findings["nothing pressed"] = [name for name in knobs.limits if not verdict.pressed.get(name)] + ["kill switch"] * (not knobs.trips)
         sound = not any(findings.values())
         output = "" if sound else (folder / "output.log").read_text(errors="replace")[-3000:]
     return {
@@ -440,6 +323,7 @@ def run(
         "kills_while_running": while_running,
         "freezes": nemesis.frozen,
         "server_restarts": nemesis.restarts,
+        **({} if knobs is None else {"turned": dict(knobs.turned), "trips": len(knobs.trips), "pressed": verdict.pressed}),
         **_facts(verdict),
         "drained_s": round(drained_s, 1),
         "seconds": round(time.monotonic() - began, 1),
@@ -449,11 +333,20 @@ def run(
     }
 
 
+def _until_something_ends(desk: Desk) -> None:
+    """Who is killed before anything runs holds nothing. Kills of what is starting come later: of those that were started again."""
+    until = time.monotonic() + START_S
+    while desk.ended()[1] == 0 and time.monotonic() < until:
+        time.sleep(0.05)
+
+
 def _drain(theatre: Theatre, nemesis: Nemesis, desk: Desk, items: int) -> float:
     """Heal, then wait until every run has ended, or nothing has ended for QUIET_S. Without kills to make, the server's restarts go on meanwhile."""
     began = quiet_since = time.monotonic()
     before = (-1, -1)
-    while (ended := desk.ended())[0] < items and time.monotonic() - quiet_since < QUIET_S:
+    if nemesis.knobs is not None and nemesis.kills:
+        nemesis.knobs.heal()
+    while ((ended := desk.ended())[0] < items or desk.open()) and time.monotonic() - quiet_since < QUIET_S:
         if ended != before:
             before, quiet_since = ended, time.monotonic()
         if nemesis.kills == 0:
@@ -463,6 +356,8 @@ def _drain(theatre: Theatre, nemesis: Nemesis, desk: Desk, items: int) -> float:
             theatre.thaw(desk.overtaken)
             nemesis.freeze()
             theatre.start_missing()
+            if nemesis.knobs is not None:
+                nemesis.knobs.watch()
     return time.monotonic() - began
 
 

@@ -12,7 +12,9 @@
     C5  misplaced    a run with a stage message missing or too many; a message without its run
         torn         an instant at which an item stood in two stages, or in none, before its end (the history of the store, at every commit)
         miscounted   the store's counters are not the number of its messages
+    C6  crowded, hurried, shut, twins, outdated, occurrence, left       flow control: chaos_flow_checker.py
     C7  result       a result without an ack, an ack without its result, a wrong one, or one of another delivery than the one acknowledged
+        early        acknowledged before task code had ended
     C8  stuck        not ended well after the drain                    unstarted     acknowledged, but task code never ran under that epoch
 
 Where two clocks would have to be compared across transactions, the order of acts decides instead: an act that was asked for after another one's answer was
@@ -28,21 +30,25 @@ from typing import Any
 
 from msgspec import Struct
 
+from tests.system.chaos_flow_checker import FLOW_FINDINGS, Flow
 from tests.system.history import UNKNOWN, Attempt, HandOut, History, RunEnd, Settling, Start, Stored
 
 GRAIN_S = 0.002  # stores keep whole milliseconds, floats lose a few bits
 FINDINGS = (
     *("lost", "unexpected", "denied", "unexplained", "unreceived", "overlap", "stale", "doubled", "forgotten", "unasked", "disorder"),
-    *("misplaced", "torn", "miscounted", "result", "stuck", "unstarted"),
+    *("misplaced", "torn", "miscounted", "result", "early", "stuck", "unstarted"),
+    *FLOW_FINDINGS,
 )
 LIVE = ("delayed", "ready", "leased", "dead")
 AGAIN = ("retry", "release", "lost")
+REPLACED = "replaced"  # stands in the history between two deliveries, and ends none
 
 Key = tuple[str, int]
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """`findings`: evidence in words; a sound history has none. `causes`: what explained the starts beyond the first. `shares`: acks per supervisor."""
+    """`findings`: evidence in words; a sound history has none. `causes`: what explained the starts beyond the first. `shares`: acks per supervisor.
+    `pressed`: how often a limit had nothing left."""
 
     findings: dict[str, list[str]]
     starts: int
@@ -54,6 +60,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     repeats_refused: int
     shares: dict[str, int]
     back_s: tuple[float, ...]
+    pressed: dict[str, int] = {}
 
     @property
     def sound(self) -> bool:
@@ -64,7 +71,7 @@ def check(history: History) -> Verdict:
     """Every finding, and the facts beside them."""
     look = _Look(history)
     look.sends()
-    for message in history.messages:
+    for message in (*history.messages, *history.singles):
         look.starts_of(message)
         look.epochs_of(message)
         look.end_of(message)
@@ -72,6 +79,8 @@ def check(history: History) -> Verdict:
     look.groups()
     look.runs()
     look.counters()
+    flow = Flow(history, look.hand_outs, look.settlings, look.say)
+    flow.look()
     refused = [settling for settling in history.settlings if settling.answer == "lease_lost"]
     repeated = sum(
         1 for settling in refused if any(_accepted_or_unknown(each) for each in look.settlings.get((settling.message, settling.epoch), ()))
@@ -88,6 +97,7 @@ def check(history: History) -> Verdict:
         repeats_refused=repeated,
         shares=dict(sorted(acks.items())),
         back_s=tuple(_back_in_service(history)),
+        pressed=dict(flow.pressed),
     )
 
 
@@ -170,6 +180,16 @@ class _Look:
             if entered[number] < may.get(number, inf) - GRAIN_S:
                 self.say("denied", f"item {number} was stored before any send that may have stored it")
         self.recovered = sum(1 for number in runs if number in tried and number not in acknowledged)
+        self._singles()
+
+    def _singles(self) -> None:
+        """Messages of no run: those sent one by one, and those of schedules."""
+        stored = {message.id for message in self.history.singles}
+        for id in stored - {asking.id for asking in self.history.askings} - {each.id for each in self.history.occurrences}:
+            self.say("unexpected", f"message {id}")
+        for asking in self.history.askings:
+            if asking.answer and asking.answer not in stored:
+                self.say("lost", f"{asking.rule} {asking.key}: {asking.answer}, which stands for number {asking.number}")
 
     # ---- C2
 
@@ -230,7 +250,7 @@ class _Look:
 
     def epochs_of(self, message: Stored) -> None:
         received = sorted((epoch, self.hand_outs[message.id, epoch]) for epoch in self.epochs[message.id] if (message.id, epoch) in self.hand_outs)
-        attempts = {attempt.epoch: attempt for attempt in message.attempts}
+        attempts = {attempt.epoch: attempt for attempt in message.attempts if attempt.outcome != REPLACED}
         later = inf  # when somebody is first known to hold a later epoch
         for place in range(len(received) - 1, -1, -1):
             epoch, hand_outs = received[place]
@@ -285,10 +305,13 @@ class _Look:
             self.say("unasked", f"{message.id} epoch {message.epoch}: ack")
         if key not in self.starts:
             self.say("unstarted", f"{message.id} epoch {message.epoch}")
+        asked_t = min((each.asked_t for each in self.settlings.get(key, ()) if each.outcome == "ack"), default=inf)
+        if any(start.end_t > asked_t for start in self.starts.get(key, ())):
+            self.say("early", f"{message.id} epoch {message.epoch}")
 
     def strangers(self) -> None:
         """Acts on messages the store does not know, renewals out of their time."""
-        known = {message.id for message in self.history.messages}
+        known = {message.id for message in (*self.history.messages, *self.history.singles)}
         for message in self.epochs.keys() - known:
             self.say("forgotten", f"{message} was handed out, and the store does not know it")
         seen: dict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -375,7 +398,7 @@ class _Look:
                 self.say("result", f"run {run.id}: the result is of epoch {epoch}, acknowledged was {[message.epoch for message in last]}")
 
     def counters(self) -> None:
-        there = Counter(message.state for message in self.history.messages)
+        there = Counter(message.state for message in (*self.history.messages, *self.history.singles))
         for state in sorted(there.keys() | self.history.counted.keys()):
             if there[state] != self.history.counted.get(state, 0):
                 self.say("miscounted", f"{state}: {self.history.counted.get(state, 0)} by the counters, {there[state]} messages")

@@ -13,7 +13,11 @@ from beltline import App, Retry, current
 from tests.system.history import Journal
 
 QUEUES = ("one", "two", "three")
-SHAPES = {"plain": {"one": 1, "plain_two": 1, "plain_three": 1}, "split": {"one": 1, "two": 2, "three": 1}}
+SHAPES = {
+    "plain": {"one": 1, "plain_two": 1, "plain_three": 1},
+    "split": {"one": 1, "two": 2, "three": 1},
+    "flow": {"narrow": 1, "steady": 1, "frail": 1},  # chaos_flow.py
+}
 PARTS = (1, 2)
 
 app = App(os.environ.get("CHAOS_URL", "memory://chaos"))
@@ -25,7 +29,7 @@ WORK_S = float(os.environ.get("CHAOS_WORK_S", "0.01"))  # mean seconds of work i
 
 def value(chain: str, number: int) -> int:
     """What item `number` must come to."""
-    return number + 1 if chain == "plain" else (number + 1) * sum(PARTS)
+    return (number + 1) * sum(PARTS) if chain == "split" else number + 1
 
 
 @cache
@@ -33,11 +37,12 @@ def journal(pid: int) -> Journal:
     return Journal(Path(LOG), "runner")
 
 
-def started() -> int:
-    """Note it, work for a while, say under which epoch."""
+def started(said: int = -1) -> int:
+    """Note it, work for a while, note the end, say under which epoch. `said`: what the message asks for, where that may change."""
     receipt = current()._delivery.receipt
-    journal(os.getpid()).write("start", message=receipt.id, epoch=receipt.epoch)
+    journal(os.getpid()).write("start", message=receipt.id, epoch=receipt.epoch, said=said)
     time.sleep(random.uniform(0.0, 2 * WORK_S))
+    journal(os.getpid()).write("end", message=receipt.id, epoch=receipt.epoch)
     return receipt.epoch
 
 

@@ -8,31 +8,38 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
+from beltline import Chain
 from beltline.core.errors import EngineUnavailable
+from beltline.sending import Call
 from tests.system.chaos_line import app
 from tests.system.history import Journal, lines
 
-_FIXED = (0x0199 << 112) | (7 << 76) | (2 << 62)
+FIXED = (0x0199 << 112) | (7 << 76) | (2 << 62)
 BATCHES = (1, 2, 3)
 SENDS_S = float(os.environ.get("CHAOS_SENDS_S", "0"))  # seconds over which all items are spread, so that there is somebody to kill
 PAUSE_S = 0.1  # before the next try, when the store is away
 
 
 def item_id(number: int) -> str:
-    return UUID(int=_FIXED | number).hex
+    return UUID(int=FIXED | number).hex
 
 
 def item_number(id: str) -> int:
     """The other way round; -1 for an id that no sender makes."""
-    number = UUID(id).int ^ _FIXED
+    number = UUID(id).int ^ FIXED
     return number if number < 1 << 32 else -1
 
 
 def send(journal: Journal, chain_name: str, numbers: Sequence[int], groups: int) -> None:
     chain = app.chains[chain_name]
     calls = [chain.with_options(id=item_id(number), group=f"lane-{number % groups}" if groups else None).call(number) for number in numbers]
+    send_until_known(journal, chain, numbers, calls)
+
+
+def send_until_known(journal: Journal, chain: Chain[..., Any], numbers: Sequence[int], calls: list[Call[Any]]) -> None:
     while True:
         journal.write("send", wall=time.time(), phase="invoke", numbers=numbers)
         try:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
+NONE = 1e18  # in place of an infinity, which JSON has not
 UNKNOWN = "unknown"  # no answer, or an answer that says so: it may have happened
 
 
@@ -31,7 +32,10 @@ class Sending(Struct, frozen=True, kw_only=True):
 
 
 class HandOut(Struct, frozen=True, kw_only=True):
-    """A receive answered a supervisor. `by`: the supervisor's place ("supervisor-0"), the same after it was started again. `at`, `lease_until`: engine."""
+    """A receive answered a supervisor. `by`: the supervisor's place ("supervisor-0"), the same after it was started again. `at`, `lease_until`: engine.
+
+    `at_t`, `until_t`: the same two as `t` (engine and supervisor read the same host's clock; between the two readings lies no time that matters).
+    """
 
     t: float
     pid: int
@@ -40,11 +44,14 @@ class HandOut(Struct, frozen=True, kw_only=True):
     epoch: int
     at: float
     lease_until: float
+    at_t: float = 0.0
+    until_t: float = 0.0
 
 
 class Renewal(Struct, frozen=True, kw_only=True):
-    """A renewal that was answered with done. `asked_wall`: before the call, so the lease runs to `asked_wall + lease_s` at least."""
+    """A renewal that was answered with done, at `t`. `asked_wall`: before the call, so the lease runs to `asked_wall + lease_s` at least."""
 
+    t: float = 0.0
     asked_t: float
     asked_wall: float
     message: str
@@ -65,12 +72,14 @@ class Settling(Struct, frozen=True, kw_only=True):
 
 
 class Start(Struct, frozen=True, kw_only=True):
-    """Task code ran: the ground truth of what users would see."""
+    """Task code ran: the ground truth of what users would see. `end_t`: its end, 0.0 = it was killed before. `said`: the number it was called with, -1 = nothing to tell."""
 
     t: float
     pid: int
     message: str
     epoch: int
+    said: int = -1
+    end_t: float = 0.0
 
 
 class Death(Struct, frozen=True, kw_only=True):
@@ -113,6 +122,7 @@ class Stored(Struct, frozen=True, kw_only=True):
     ended_at: float = 0.0
     group: str = ""
     attempts: tuple[Attempt, ...] = ()
+    claims: tuple[tuple[str, str, float], ...] = ()  # limit, key, cost
 
 
 class RunEnd(Struct, frozen=True, kw_only=True):
@@ -124,8 +134,61 @@ class RunEnd(Struct, frozen=True, kw_only=True):
     result: tuple[int, int] | None = None
 
 
+class Bound(Struct, frozen=True, kw_only=True):
+    """The numbers of a limit from some instant between `asked_t` and `t` on. `burst`: starts at once, `rate` more in a second; NONE = not limited in this way."""
+
+    name: str
+    asked_t: float = 0.0
+    t: float = 0.0
+    concurrency: float = NONE
+    rate: float = NONE
+    burst: float = NONE
+
+
+class Shut(Struct, frozen=True, kw_only=True):
+    """The store said at `t` that the queue is left alone until `until` (engine). `tries`: 0 = a snooze, else its kill switch has tripped and lets so many through then."""
+
+    t: float
+    queue: str
+    until: float
+    tries: int = 0
+
+
+class Asking(Struct, frozen=True, kw_only=True):
+    """One send of a unique message, by `rule` (chaos_flow.RULES). `t`: its answer, that message `answer` stands for it; "" and NONE = none came. `number` grows."""
+
+    asked_t: float
+    t: float = NONE
+    number: int
+    rule: str
+    key: str
+    id: str
+    answer: str = ""
+
+
+class Occurrence(Struct, frozen=True, kw_only=True):
+    """What the store has of one: the message that a schedule sent."""
+
+    schedule: str
+    due_at: float
+    sent_at: float
+    id: str
+
+
+class Span(Struct, frozen=True, kw_only=True):
+    """A schedule stood at `after_at` first and at `until_at` last: all multiples of `every_s` in between were due, the last one included."""
+
+    schedule: str
+    after_at: float
+    until_at: float
+    every_s: float
+
+
 class History(Struct, kw_only=True):
-    """Everything the checker looks at. `shape`: stage -> messages per run, in order. `values`: number -> the right result. `counted`: per state, the store's counters."""
+    """Everything the checker looks at. `shape`: stage -> messages per run, in order. `values`: number -> the right result. `counted`: per state, the store's counters.
+
+    With flow control: `singles` are the messages of no run, `queue_limits` the limits of whole queues, `left` what limits still hold when nothing runs, in words.
+    """
 
     shape: dict[str, int]
     values: dict[int, int]
@@ -139,6 +202,14 @@ class History(Struct, kw_only=True):
     messages: list[Stored] = []
     runs: list[RunEnd] = []
     counted: dict[str, int] = {}
+    singles: list[Stored] = []
+    queue_limits: dict[str, tuple[str, ...]] = {}
+    bounds: list[Bound] = []
+    shuts: list[Shut] = []
+    askings: list[Asking] = []
+    occurrences: list[Occurrence] = []
+    spans: list[Span] = []
+    left: list[str] = []
 
 
 class Journal:
@@ -171,24 +242,42 @@ def read(folder: Path, *, shape: dict[str, int], values: dict[int, int]) -> Hist
     """The files of one run. Settles are joined with their answers; one without is unknown."""
     history = History(shape=shape, values=values)
     asked: dict[tuple[int, int], tuple[dict[str, Any], list[str]]] = {}
+    running: dict[tuple[int, str, int], int] = {}
+    unanswered: dict[tuple[int, str], int] = {}
     for event in lines(folder):
         match event["op"]:
             case "send":
                 history.sendings.append(msgspec.convert(event, Sending))
             case "received":
                 who = {"t": event["t"], "pid": event["pid"], "by": event["by"]}
+                off = event["t"] - event["wall"]
                 history.hand_outs += [
-                    HandOut(**who, message=id, epoch=epoch, at=until - event["lease_s"], lease_until=until) for id, epoch, until in event["got"]
+                    HandOut(
+                        **who,
+                        message=id,
+                        epoch=epoch,
+                        at=until - event["lease_s"],
+                        lease_until=until,
+                        at_t=until - event["lease_s"] + off,
+                        until_t=until + off,
+                    )
+                    for id, epoch, until in event["got"]
                 ]
             case "renewed":
-                when = {"asked_t": event["asked_t"], "asked_wall": event["asked_wall"], "lease_s": event["lease_s"]}
+                when = {"t": event["t"], "asked_t": event["asked_t"], "asked_wall": event["asked_wall"], "lease_s": event["lease_s"]}
                 history.renewals += [Renewal(**when, message=id, epoch=epoch) for id, epoch in event["done"]]
             case "settle":
                 asked[event["pid"], event["n"]] = (event, [UNKNOWN] * len(event["what"]))
             case "settled":
                 asked[event["pid"], event["n"]][1][:] = event["answers"]
             case "start":
+                running[event["pid"], event["message"], event["epoch"]] = len(history.starts)
                 history.starts.append(msgspec.convert(event, Start))
+            case "end":
+                place = running[event["pid"], event["message"], event["epoch"]]
+                history.starts[place] = structs.replace(history.starts[place], end_t=event["t"])
+            case "ask" | "answer" | "bound" | "shut":
+                _read_flow(history, event, unanswered)
             case "died":
                 history.deaths.append(Death(t=event["t"], pid=event["runner"], doomed=event["doomed"], how=event["how"]))
             case "fault":
@@ -202,3 +291,18 @@ def read(folder: Path, *, shape: dict[str, int], values: dict[int, int]) -> Hist
             for (id, epoch, outcome), answer in zip(event["what"], answers, strict=True)
         ]
     return history
+
+
+def _read_flow(history: History, event: dict[str, Any], unanswered: dict[tuple[int, str], int]) -> None:
+    """`unanswered`: places in `askings` by process and id."""
+    match event["op"]:
+        case "ask":
+            unanswered[event["pid"], event["id"]] = len(history.askings)
+            history.askings.append(Asking(asked_t=event["t"], number=event["number"], rule=event["rule"], key=event["key"], id=event["id"]))
+        case "answer":
+            place = unanswered[event["pid"], event["id"]]
+            history.askings[place] = structs.replace(history.askings[place], t=event["t"], answer=event["answer"])
+        case "bound":
+            history.bounds.append(msgspec.convert(event, Bound))
+        case _:
+            history.shuts.append(msgspec.convert(event, Shut))

@@ -20,6 +20,18 @@ def test_a_line_whose_processes_are_killed_at_random_loses_and_doubles_nothing(c
 
 
 @pytest.mark.timeout(180)
+def test_no_limit_is_exceeded_and_no_lane_stays_closed_while_everything_is_killed() -> None:
+    assert nothing_found(chaos.run(items=80, kills=8, chain="flow", seed=5, pause_s=(0.2, 0.6), groups=6))
+
+
+@pytest.mark.timeout(180)
+def test_a_store_that_allows_twice_what_its_limits_say_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAOS_LIE", "roomy")
+    outcome = chaos.run(items=100, kills=3, chain="flow", seed=9, pause_s=(0.1, 0.5))
+    assert outcome["findings"]["crowded"] > 0, outcome
+
+
+@pytest.mark.timeout(180)
 def test_a_supervisor_that_stands_still_for_longer_than_a_lease_settles_too_late_and_without_effect() -> None:
     outcome = chaos.run(items=200, kills=8, seed=5, pause_s=(0.1, 0.5), freezes=1)
     assert nothing_found(outcome)
