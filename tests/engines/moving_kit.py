@@ -78,6 +78,7 @@ async def fill(engine: Any, clock: ManualClock) -> None:
     await runs(engine, clock)
     await lanes(engine)
     await engine.pause(HELD)
+    await engine.snooze(HELD, seconds=5000.0)
     await engine.send(kit.messages(3, HELD))
     await schedules(engine, clock)
     await shaped(engine)

@@ -12,8 +12,9 @@ import pytest
 from msgspec import structs
 
 from beltline.core.errors import EngineMoved, Refused
+from beltline.core.flow import KillSwitch
 from beltline.core.message import Message
-from beltline.core.outcome import Admission, Settled
+from beltline.core.outcome import Ack, Admission, Outcome, RetryAfter, Settled, Settlement
 from beltline.core.views import MessageFilter
 from beltline.engines.moving import Level, Section
 from beltline.testing.clock import ManualClock
@@ -239,6 +240,80 @@ async def test_an_operators_range_arrives_and_a_size_is_decided_anew(both, clock
     await target.set_range(WORK, 1, 1)
     assert (await move(source, target)).state == "moved"
     assert [size.ordered for size in await target.sizes()] == [(1, 1)]
+
+
+@pairs
+async def test_a_snoozed_queue_is_left_alone_until_the_same_instant(both, clock):
+    source, target = both
+    await source.declare(SPECS)
+    await kit.send(source, *kit.messages(2))
+    until = await source.snooze(WORK, seconds=60.0)
+    clock.advance(10.0)
+    assert (await move(source, target)).state == "moved"
+    assert (await target.counts(WORK)).snoozed_until == until
+    clock.advance(49.75)
+    assert await kit.take(target) == []
+    clock.advance(0.25)
+    assert len(await kit.take(target)) == 2
+
+
+RULE = KillSwitch(share=0.5, least=4, window_s=60.0, pause_s=30.0, tries=2)
+BAD = RetryAfter(delay_s=0.0, failure=kit.failure())
+
+
+async def end(engine: Any, *outcomes: Outcome) -> None:
+    """So many deliveries, settled together."""
+    deliveries = await kit.take(engine, limit=len(outcomes))
+    assert len(deliveries) == len(outcomes)
+    answers = await engine.settle([Settlement(each.receipt, outcome) for each, outcome in zip(deliveries, outcomes, strict=True)])
+    assert set(answers) == {Settled.DONE}
+
+
+@pairs
+async def test_a_kill_switch_that_has_tripped_tries_at_the_same_instant(both, clock):
+    source, target = both
+    await source.declare([kit.specs(WORK, kill_switch=RULE)])
+    await kit.send(source, *kit.messages(20))
+    await end(source, *[BAD] * 4)
+    until = (await source.counts(WORK)).tripped_until
+    assert until == await source.now() + 30.0
+    assert (await move(source, target)).state == "moved"
+    counts = await target.counts(WORK)
+    assert (counts.tripped_until, counts.trying) == (until, True)
+    clock.advance(29.75)
+    assert await kit.take(target) == []
+    clock.advance(0.25)
+    assert len(await kit.take(target)) == 2  # it tries
+
+
+@pairs
+async def test_a_kill_switch_that_tries_goes_on_where_it_stood(both, clock):
+    source, target = both
+    await source.declare([kit.specs(WORK, kill_switch=RULE)])
+    await kit.send(source, *kit.messages(20))
+    await end(source, *[BAD] * 4)
+    clock.advance(30.0)
+    await end(source, BAD)  # trips again, for twice as long
+    clock.advance(60.0)
+    await end(source, Ack())
+    assert (await move(source, target)).state == "moved"
+    assert (await target.counts(WORK)).trying
+    [last] = await kit.take(target)  # one of two has succeeded before the move
+    await kit.ok(target, last)
+    assert not (await target.counts(WORK)).trying
+    assert len(await kit.take(target)) > 2
+
+
+@pairs
+async def test_what_failed_before_a_move_counts_behind_it(both, clock):
+    source, target = both
+    await source.declare([kit.specs(WORK, kill_switch=RULE)])
+    await kit.send(source, *kit.messages(20))
+    await end(source, *[BAD] * 3)
+    assert (await move(source, target)).state == "moved"
+    assert (await target.counts(WORK)).tripped_until == 0.0
+    await end(target, BAD)
+    assert (await target.counts(WORK)).tripped_until == await target.now() + 30.0
 
 
 @pairs

@@ -88,13 +88,32 @@ def refusal(seal: Seal | None, shown: str) -> EngineMoved:
     )
 
 
+class MovedSwitch(Struct, frozen=True, array_like=True, gc=False):
+    """A kill switch that has something to remember. `tripped`: until when; `trying`: a few may show that things are well again, `succeeded` of them did.
+
+    `span`: the half window that `ended` and `failed` count; the other two are of the one before.
+    """
+
+    tripped: int
+    trying: bool
+    succeeded: int
+    pauses: int
+    span: int
+    ended: int
+    failed: int
+    ended_before: int
+    failed_before: int
+
+
 class MovedQueue(Struct, frozen=True, array_like=True, gc=False):
-    """`spec`: MessagePack of the QueueSpec. `done`: how many have ended in it since it exists."""
+    """`spec`: MessagePack of the QueueSpec. `done`: how many have ended in it since it exists. `snoozed`: until when, 0 = never. `switch`: None = nothing has ended by its rule."""
 
     name: str
     spec: bytes
     paused: bool
     done: int
+    snoozed: int = 0
+    switch: MovedSwitch | None = None
 
 
 class MovedRun(Struct, frozen=True, array_like=True, gc=False):

@@ -20,6 +20,7 @@ from beltline.engines.moving import (
     MovedPage,
     MovedQueue,
     MovedRun,
+    MovedSwitch,
     Seal,
     Section,
     read_seal,
@@ -87,11 +88,17 @@ def _page(section: Section, things: list[Moved], limit: int, after: Callable[[],
 
 
 _QUEUES = """SELECT q.name, q.spec, q.paused, (coalesce((SELECT done FROM beltline.tally t WHERE t.queue = q.n), 0)
-    + coalesce((SELECT sum(done) FROM beltline.delta d WHERE d.queue = q.n), 0))::bigint FROM beltline.queue q ORDER BY q.n"""
+    + coalesce((SELECT sum(done) FROM beltline.delta d WHERE d.queue = q.n), 0))::bigint,
+    coalesce(f.snoozed, 0), coalesce(g.tripped, 0), coalesce(g.trying, false), coalesce(g.succeeded, 0), coalesce(g.pauses, 0), coalesce(g.judged, 0),
+    coalesce(g.ended, 0), coalesce(g.failed, 0), coalesce(g.ended_before, 0), coalesce(g.failed_before, 0)
+  FROM beltline.queue q LEFT JOIN beltline.flow f ON f.queue = q.n LEFT JOIN LATERAL beltline._judged(f) g ON f.queue IS NOT NULL ORDER BY q.n"""
 
 
 async def _queues(ask: Ask, after: str, limit: int) -> MovedPage:  # noqa: ARG001 - one shape
-    things: list[Moved] = [MovedQueue(*row) for row in await ask(_QUEUES, ())]
+    things: list[Moved] = [
+        MovedQueue(name, spec, paused, done, snoozed, MovedSwitch(*switch) if any(switch) else None)
+        for name, spec, paused, done, snoozed, *switch in await ask(_QUEUES, ())
+    ]
     [[hand_outs, place]] = await ask("SELECT (SELECT last_value FROM beltline.hand_out), (SELECT last_value FROM beltline.place)", ())
     return MovedPage(section=Section.QUEUES, things=things, hand_outs=hand_outs, next_seq=place + 1)
 
@@ -212,7 +219,12 @@ async def _declared(ask: Ask, now: int | None, page: MovedPage) -> tuple[Any, ..
     specs = {queue.name: _spec(queue.spec) for queue in queues}
     declared = control.as_columns([*specs.values()], [*(known | specs).values()])
     counted = (wire.numbers(queue.paused for queue in queues), wire.numbers(queue.done for queue in queues))
-    return (now, seen, *declared[:-1], *counted, page.hand_outs, page.next_seq, declared[-1])
+    shut = (wire.numbers(queue.snoozed for queue in queues), wire.texts(map(_switch, queues)))
+    return (now, seen, *declared[:-1], *counted, page.hand_outs, page.next_seq, declared[-1], *shut)
+
+
+def _switch(queue: MovedQueue) -> str | None:
+    return None if queue.switch is None else msgspec.json.encode(queue.switch).decode()
 
 
 def _of_runs(runs: Sequence[MovedRun]) -> tuple[Any, ...]:

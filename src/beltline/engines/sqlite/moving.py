@@ -26,11 +26,12 @@ from beltline.engines.moving import (
     MovedQueue,
     MovedRun,
     MovedSchedule,
+    MovedSwitch,
     Seal,
     Section,
 )
 from beltline.engines.rows import flow_of, priority_of
-from beltline.engines.sqlite import control, schedules
+from beltline.engines.sqlite import control, schedules, switch
 from beltline.engines.sqlite.ledger import CHAIN, TASK, WORKER, Ledger
 from beltline.engines.sqlite.schema import INLINE_BYTES
 from beltline.engines.sqlite.unique import remember
@@ -38,6 +39,7 @@ from beltline.engines.sqlite.upkeep import FORGOTTEN, REMEMBERED_MS
 
 _spec = msgspec.msgpack.Decoder(QueueSpec)
 _gather = msgspec.msgpack.Decoder(Gather)
+_switch = msgspec.msgpack.Decoder(MovedSwitch).decode  # the fields of switch.Switch, in its order
 
 
 # ------------------------------------------------------------------------------------------------------------------ the seal
@@ -72,8 +74,14 @@ def _page(section: Section, things: list[Moved], limit: int, after: Callable[[],
 
 
 def _queues(tx: Ledger, after: str, limit: int) -> MovedPage:  # noqa: ARG001 - one shape
-    rows = tx.sql("SELECT q.name, q.spec, q.paused, t.done FROM queue q JOIN tally t ON t.queue = q.n ORDER BY q.n").fetchall()
-    things: list[Moved] = [MovedQueue(name, spec, bool(paused), done) for name, spec, paused, done in rows]
+    rows = tx.sql(
+        "SELECT q.name, q.spec, q.paused, t.done, coalesce(f.snoozed, 0), f.switch"
+        " FROM queue q JOIN tally t ON t.queue = q.n LEFT JOIN flow f ON f.queue = q.n ORDER BY q.n"
+    ).fetchall()
+    things: list[Moved] = [
+        MovedQueue(name, spec, bool(paused), done, snoozed, None if state in (None, switch.NEVER) else _switch(state))
+        for name, spec, paused, done, snoozed, state in rows
+    ]
     hand_outs = tx.sql("SELECT value FROM meta WHERE key = 'hand_outs'").get
     return MovedPage(section=Section.QUEUES, things=things, hand_outs=hand_outs, next_seq=tx.next_seq)
 
@@ -275,7 +283,15 @@ def _put_queues(tx: Ledger, page: MovedPage) -> None:
     control.declare(tx, [_spec.decode(queue.spec) for queue in queues])
     for queue in queues:
         control.pause(tx, queue.name, queue.paused)
-        tx.sql("UPDATE tally SET done = ? WHERE queue = ?", (queue.done, tx.queue(queue.name).n))
+        n = tx.queue(queue.name).n
+        tx.sql("UPDATE tally SET done = ? WHERE queue = ?", (queue.done, n))
+        if queue.snoozed or queue.switch is not None:
+            shape = tx.flow.shape(n)
+            shape.snoozed = queue.snoozed
+            if queue.switch is not None:
+                shape.switch = switch.decode(msgspec.msgpack.encode(queue.switch))
+            tx.flow.change(shape)
+    tx.flush()
     tx.sql("UPDATE meta SET value = max(value, ?) WHERE key = 'hand_outs'", (page.hand_outs,))
     tx.sql("UPDATE meta SET value = max(value, ?) WHERE key = 'next_seq'", (page.next_seq,))
 

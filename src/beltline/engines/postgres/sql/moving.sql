@@ -42,7 +42,7 @@ $$;
 CREATE OR REPLACE FUNCTION beltline.put_queues(
   p_before text, p_after text, p_level int, p_now bigint, p_seen bigint, p_name text[], p_spec bytea[], p_max_backlog float8[], p_high_water float8[], p_low_water float8[],
   p_ageing_ms bigint[], p_max_deliveries int[], p_skip_dead boolean[], p_feed_of text[], p_feed text[], p_fan_out int[], p_paused boolean[], p_done bigint[],
-  p_hand_outs bigint, p_next bigint, p_flow jsonb[] DEFAULT NULL) RETURNS boolean LANGUAGE plpgsql AS $$
+  p_hand_outs bigint, p_next bigint, p_flow jsonb[] DEFAULT NULL, p_snoozed bigint[] DEFAULT NULL, p_switch jsonb[] DEFAULT NULL) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
   IF NOT beltline.set_seal(p_before, p_after, p_level) THEN
     RETURN false;
@@ -51,11 +51,23 @@ BEGIN
     RAISE EXCEPTION 'somebody declares at the same time' USING ERRCODE = 'serialization_failure';
   END IF;
   UPDATE beltline.queue q SET paused = i.paused FROM unnest(p_name, p_paused) AS i(name, paused) WHERE q.name = i.name;
+  PERFORM beltline._shut(q.n, i.snoozed, i.switch) FROM unnest(p_name, p_snoozed, p_switch) AS i(name, snoozed, switch) JOIN beltline.queue q ON q.name = i.name
+    WHERE i.snoozed > 0 OR i.switch IS NOT NULL;
   DELETE FROM beltline.delta WHERE queue IN (SELECT n FROM beltline.queue WHERE name = ANY(p_name));
   UPDATE beltline.tally t SET done = i.done FROM unnest(p_name, p_done) AS i(name, done) JOIN beltline.queue q ON q.name = i.name WHERE t.queue = q.n;
   PERFORM setval('beltline.hand_out', greatest(p_hand_outs, last_value)) FROM beltline.hand_out;
   PERFORM setval('beltline.place', greatest(p_next, last_value)) FROM beltline.place;
   RETURN true;
+END $$;
+
+-- Until when nothing of a queue is handed out, and where its kill switch stands: the fields of MovedSwitch in their order.
+CREATE OR REPLACE FUNCTION beltline._shut(p_queue int, p_snoozed bigint, p_switch jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM beltline._gate(p_queue);
+  UPDATE beltline.flow SET snoozed = p_snoozed WHERE queue = p_queue;
+  UPDATE beltline.flow SET tripped = (p_switch->>0)::bigint, trying = (p_switch->>1)::boolean, succeeded = (p_switch->>2)::int, pauses = (p_switch->>3)::int,
+    judged = (p_switch->>4)::bigint, ended = (p_switch->>5)::bigint, failed = (p_switch->>6)::bigint, ended_before = (p_switch->>7)::bigint,
+    failed_before = (p_switch->>8)::bigint WHERE queue = p_queue AND p_switch IS NOT NULL;
 END $$;
 
 CREATE OR REPLACE FUNCTION beltline.put_runs(
