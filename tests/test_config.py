@@ -237,7 +237,8 @@ def test_a_queue_is_given_limits_and_a_kill_switch(tmp_path):
     [
         'limits = ["no name"]',
         "limits = 5",
-        "kill_switch = false",
+        "kill_switch = 1",
+        'kill_switch = "no"',
         "kill_switch = { shares = 0.5 }",
         "kill_switch = { share = 2.0 }",
         'kill_switch = { pause = "soon" }',
@@ -260,3 +261,43 @@ def test_what_the_configuration_says_of_limits_is_laid_over_the_code(tmp_path, m
     app.queue("mail", limits=["disk"])
     [spec] = app.specs()
     assert (spec.limits, spec.kill_switch) == (("api",), KillSwitch(least=5))
+
+
+@pytest.mark.parametrize("said", ["false", '"false"'])
+def test_the_configuration_takes_away_what_the_code_says(tmp_path, monkeypatch, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beltline.toml").write_text(f"[queues.mail]\nkill_switch = {said}\nlimits = []\ntarget_s = inf\nmax_backlog = inf\n")
+    app = App("memory://")
+    app.limit("disk", rate=5)
+    app.queue("mail", limits=["disk"], kill_switch=True, target=5, max_backlog=10)
+    [spec] = app.specs()
+    assert (spec.limits, spec.kill_switch, spec.target_s, spec.max_backlog) == ((), None, math.inf, math.inf)
+    assert app.config.origin("queues.mail.kill_switch") == "beltline.toml:2"
+
+
+def test_a_kill_switch_that_is_taken_away_and_a_queue_about_which_nothing_is_said_are_two_things(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beltline.toml").write_text("[tool.beltline]\nqueues.mail = { max_backlog = 5 }\n")
+    app = App("memory://")
+    app.queue("mail", kill_switch=True)
+    [spec] = app.specs()
+    assert spec.kill_switch == KillSwitch()
+
+
+def test_numbers_of_a_queue_may_be_said_as_in_code(tmp_path):
+    (tmp_path / "beltline.toml").write_text('[queues.mail]\ntarget = "2m"\nageing = 5\n')
+    config = configured(tmp_path)
+    assert (config.queues["mail"].target_s, config.queues["mail"].ageing_s) == (120.0, 5.0)
+    assert config.origin("queues.mail.target_s") == "beltline.toml:2"
+
+
+def test_a_queue_that_is_named_twice_with_other_slots_is_refused(tmp_path):
+    assert configured(tmp_path, {"queues": ["resize:2", "resize:2"]}).served == {"resize": Slots(2, 2)}
+    with pytest.raises(ConfigInvalid, match=r"'resize:3' is not allowed \(from -q\)") as told:
+        configured(tmp_path, {"queues": ["resize:2", "resize:3"]})
+    assert "each queue once" in str(told.value)
+
+
+def test_a_flag_is_called_as_it_is_typed(tmp_path):
+    with pytest.raises(ConfigInvalid, match=r"\(from --lease\)"):
+        configured(tmp_path, {"lease_s": "5 parsecs"})

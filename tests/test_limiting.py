@@ -4,6 +4,7 @@ import enum
 import math
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -56,11 +57,59 @@ def test_a_rate_that_cannot_be_read_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [{"rate": -1}, {"rate": math.nan}, {"rate": 5, "burst": -1}, {"concurrency": 1.5}, {"rate": 5, "per": 0}, {"per": "soon"}]
+    "said",
+    [
+        {"rate": -1},
+        {"rate": math.nan},
+        {"rate": 5, "burst": -1},
+        {"concurrency": 1.5},
+        {"concurrency": math.nan},
+        {"concurrency": True},
+        {"rate": 5, "per": 0},
+        {"per": "soon"},
+    ],
 )
 def test_numbers_out_of_their_range_are_refused_at_the_declaration(app: App, said: dict[str, Any]) -> None:
     with pytest.raises(ValueInvalid):
         app.limit("api", **said)
+
+
+@pytest.mark.parametrize("said", [{"burst": 5}, {"rate": 5, "burst": 0}, {"per": "1m"}, {"rate": "5/s", "per": "1m"}, {"burst": 5, "concurrency": 2}])
+def test_a_number_that_would_have_no_effect_is_refused(app: App, said: dict[str, Any]) -> None:
+    with pytest.raises(ValueInvalid, match=r"per =|burst ="):
+        app.limit("api", **said)
+    assert app.limits == {}
+
+
+@pytest.mark.parametrize("text", ["0/s", "5/0s", "5/.s", "5/1.2.3s", "5/367d", "5 parsecs", "5/parsec"])
+def test_a_rate_that_cannot_be_meant_is_told_with_all_that_was_said(text: str) -> None:
+    with pytest.raises(ValueInvalid) as told:
+        rate_of(text)
+    assert repr(text) in str(told.value)
+    assert "600/10m" in str(told.value)
+
+
+def test_what_is_no_list_of_names_or_no_kill_switch_is_refused(app: App) -> None:
+    limits: Any = 5
+    with pytest.raises(ValueInvalid, match="limits = 5"):
+        app.task(name="tasks.any", limits=limits)(lambda: None)
+    with pytest.raises(ValueInvalid, match="limits = 5"):
+        app.queue("mail", limits=limits)
+    for switch in ("yes", 0.5, {"share": 0.5}, KillSwitch(pause_s="1m")):  # type: ignore[arg-type]
+        wrong: Any = switch
+        with pytest.raises(ValueInvalid, match=r"kill_switch|pause_s"):
+            app.queue("mail", kill_switch=wrong)
+
+
+def test_one_state_may_be_said_as_a_word() -> None:
+    assert Unique("account", states="ready").of("a").states == ("ready",)
+
+
+def test_a_long_value_is_clipped_where_it_is_refused() -> None:
+    told = ValueInvalid(name="tenant", value="x" * 10_000, allowed="a text of 1 to 256 characters")
+    assert len(told.what) < 250
+    assert "10,002 characters" in told.what
+    assert told.value == "x" * 10_000
 
 
 def test_two_limits_of_one_name_are_refused_and_the_same_twice_is_not(app: App) -> None:
@@ -368,6 +417,63 @@ def test_a_queue_has_limits_a_kill_switch_and_a_target(app: App) -> None:
         app.queue("mail", kill_switch=KillSwitch(share=2.0))
     with pytest.raises(NameInvalid):
         app.queue("mail", limits=["no name"])
+
+
+def gpu_queue(app: App) -> None:
+    app.queue("gpu", limits=["gpu"])
+
+
+def gpu_task(app: App) -> None:
+    @app.task(name="render", queue="gpu", limits=["gpu"])
+    def render(name: str) -> None: ...
+
+
+@pytest.mark.parametrize("steps", [(gpu_queue, gpu_task), (gpu_task, gpu_queue)], ids=["queue first", "task first"])
+def test_a_limit_of_a_task_and_of_its_queue_would_be_charged_twice(app: App, steps: tuple[Any, Any]) -> None:
+    for step in (*steps, lambda app: app.limit("gpu", concurrency=1)):
+        step(app)
+    with pytest.raises(TaskInvalid) as caught:
+        app.check()
+    assert caught.value.what == "Task render and its queue 'gpu' both name the limit 'gpu'."
+    assert "twice" in caught.value.why
+    assert "limits=['gpu']" in caught.value.help
+    with pytest.raises(TaskInvalid), app:
+        pass  # nobody opens it either
+
+
+def test_the_queue_of_a_stage_counts_as_the_tasks_own(app: App) -> None:
+    app.limit("gpu", concurrency=1)
+
+    @app.task(name="start")
+    def start(name: str) -> str: ...
+
+    @app.task(name="render", limits=[Limited("gpu", cost=2)])
+    def render(name: str) -> None: ...
+
+    app.chain("film", start >> render.stage(queue="film.render"))
+    app.queue("film.render", limits=["gpu"])
+    with pytest.raises(TaskInvalid, match=r"Task render and the queue 'film\.render' of its stage in chain 'film' both name the limit 'gpu'"):
+        app.check()
+
+
+def test_what_the_configuration_says_of_the_queue_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beltline.toml").write_text("queues.gpu = { limits = ['gpu'] }\n")
+    app = App("memory://")
+    app.limit("gpu", concurrency=1)
+    gpu_task(app)
+    with pytest.raises(TaskInvalid, match="both name the limit 'gpu'"):
+        app.check()
+
+
+def test_a_key_of_its_own_is_another_bucket(app: App) -> None:
+    app.limit("gpu", concurrency=4)
+    gpu_queue(app)
+
+    @app.task(queue="gpu", limits=[Limited("gpu", key="name")])
+    def render(name: str) -> None: ...
+
+    app.check()
 
 
 # --------------------------------------------------------------------------------------------------------------- chains

@@ -8,7 +8,7 @@ import pytest
 from beltline import App, InvalidArguments, NotFound, Worker
 from beltline.core.codec import unpack
 from beltline.core.errors import Refused, ScheduleInvalid, Unsupported
-from beltline.core.schedule import DUE, OF
+from beltline.core.schedule import DUE, LEFT_S, OF
 from beltline.core.views import MessageFilter, MessageView
 from beltline.engines.protocol import Browse
 from beltline.schedules import schedules_of
@@ -241,5 +241,43 @@ async def test_a_worker_declares_the_schedules_of_its_app_and_sends_them() -> No
     async with app, Worker(app, in_process=True):
         await until(lambda: len(seen) >= 2)
         view = await app.schedules.aview("tick")
-    assert (view.origin, view.owner) == ("code", "")
+    assert (view.origin, view.owner) == ("code", f"{__name__}:test_a_worker_declares_the_schedules_of_its_app_and_sends_them")
     assert view.sent >= 2
+
+
+def version(number: int, store: str, clock: ManualClock) -> App:
+    """Of a program that embeds a worker: the first one schedules two tasks, the second one of them."""
+    app = App(store, clock=clock)
+
+    @app.schedule(every=3600)
+    @app.task(name="stays")
+    def stays() -> None: ...
+
+    def leaves() -> None: ...
+
+    task = app.task(name="leaves")(leaves)
+    if number == 1:
+        app.schedule(every=3600)(task)
+    return app
+
+
+async def test_a_schedule_that_has_left_the_code_of_a_program_with_a_worker_in_it_is_left(tmp_path, clock) -> None:
+    store = f"sqlite:///{tmp_path}/beltline.db"
+
+    async def states(app: App) -> dict[str, str]:
+        return {view.schedule.name: view.state for view in await app.schedules.aviews()}
+
+    async def both(app: App) -> bool:
+        return await states(app) == {"stays": "active", "leaves": "active"}
+
+    async def left(app: App) -> bool:
+        return await states(app) == {"stays": "active", "leaves": "left"}
+
+    async with version(1, store, clock) as app, Worker(app, in_process=True):
+        await until(lambda: both(app))
+    clock.advance(LEFT_S)
+    async with version(2, store, clock) as app, Worker(app, in_process=True):
+        await until(lambda: left(app))
+    clock.advance(LEFT_S)
+    async with version(1, store, clock) as app, Worker(app, in_process=True):
+        await until(lambda: both(app))

@@ -26,7 +26,8 @@ from beltline.core.views import MessageFilter
 from beltline.engines.guests import keeps_others_out
 from beltline.engines.protocol import Browse, Engine, Limits, Runs
 from beltline.handles import Handle
-from beltline.limiting import Debounce, Limited, Pick, Throttle, Unique, limit_name, limits_of, make_limit
+from beltline.limiting import Debounce, Limited, Pick, Throttle, Unique, check_charges, limit_names, limits_of, make_limit
+from beltline.origin import origin_of
 from beltline.portal import Portal
 from beltline.remote import Elsewhere, Remote
 from beltline.resources import Resource, Resources
@@ -64,6 +65,7 @@ class App:
         self._engine: Engine | None = None
         self._opened = False
         self._lock = threading.Lock()
+        self.origin = origin_of(self)
         self.spec: str = ""
         """Where workers find this app ("module:attribute"); set by loading.load_app."""
 
@@ -178,7 +180,7 @@ class App:
             max_deliveries=checks.integer("max_deliveries", max_deliveries, least=1, most=1000),
             on_dead=on_dead,
             target_s=math.inf if target is None else checks.seconds("target", target, least=0.001),
-            limits=tuple(limit_name(each) for each in ([limits] if isinstance(limits, (str, Limit)) else limits)),
+            limits=limit_names(limits),
             kill_switch=check_switch(KillSwitch() if kill_switch is True else kill_switch) if kill_switch else None,
         )
         self._queues[spec.name] = spec
@@ -265,6 +267,8 @@ class App:
         if settings is None:
             return spec
         said = {field: getattr(settings, field) for field in _QUEUE_NUMBERS if getattr(settings, field) is not None}
+        if said.get("kill_switch") is False:
+            said["kill_switch"] = None
         return structs.replace(spec, **said)
 
     def resources(self) -> Resources:
@@ -282,7 +286,7 @@ class App:
         self.schedules.specs()
 
     def _check_limits(self, specs: list[QueueSpec]) -> None:
-        """A limit that is named and nowhere declared would bound nothing, and nobody would notice. Raises UsageError."""
+        """A limit that is named and nowhere declared would bound nothing, and nobody would notice. Raises UsageError, TaskInvalid (one that is charged twice)."""
         named = {f"Queue {spec.name!r}": spec.limits for spec in specs}
         named |= {f"Task {task.name}": tuple(each.name for each in task.rules.limited) for task in self.tasks.values() if task.rules is not None}
         for who, names in named.items():
@@ -292,6 +296,14 @@ class App:
                     raise UsageError(
                         f"{who} names the limit {name!r}, which this app does not declare.", why=why, help=f"app.limit({name!r}, rate=…)"
                     )
+        of_queue = {spec.name: spec.limits for spec in specs}
+        for task in self.tasks.values():
+            check_charges(task.name, task.rules, f"its queue {task.queue!r}", of_queue[task.queue])
+        for chain in self.chains.values():
+            for stage in chain.plan.stages:
+                where = f"the queue {stage.queue!r} of its stage in chain {chain.name!r}"
+                of_stage = self.tasks.get(stage.task)  # of another app, perhaps
+                check_charges(stage.task, None if of_stage is None else of_stage.rules, where, of_queue[stage.queue])
 
     # -- the engine --------------------------------------------------------------------------------------------------
 

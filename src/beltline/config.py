@@ -65,7 +65,7 @@ def _from_flags(flags: Mapping[str, object]) -> list[Setting]:
     for name, value in flags.items():
         if value is None or value in ((), []):
             continue
-        origin = "--" + name.replace("_", "-")
+        origin = "--" + name.removesuffix("_s").replace("_", "-")  # --lease sets lease_s
         if name == "queues":
             assert isinstance(value, (list, tuple))
             settings += _queues([str(each) for each in value], "-q")
@@ -89,13 +89,16 @@ def _from_environment(environ: Mapping[str, str], where: str = "") -> list[Setti
 
 
 def _queues(words: Iterable[str], origin: str) -> list[Setting]:
-    settings = []
+    settings: list[Setting] = []
+    said: dict[str, str] = {}
     for word in words:
         try:
             name, number = queue_slots(word)
         except NameInvalid as error:
             allowed = "QUEUE:SLOTS such as resize:4 or resize:2..8"
             raise ConfigInvalid(key="queues", value=word, allowed=allowed, origin=origin, help=error.why) from None
+        if said.setdefault(name, word) != word:
+            raise ConfigInvalid(key="queues", value=word, allowed="each queue once", origin=origin, help=f"{said[name]!r} is there already.")
         settings.append(Setting(f"queues.{name}.slots", number, origin))
     return settings
 

@@ -11,7 +11,7 @@ Down a chain             tenant and weight are inherited. Claims and sticky key 
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from hashlib import blake2b
 from typing import Any
@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 
 from beltline.core import flow, limits
 from beltline.core.errors import InvalidArguments, TaskInvalid, Unsupported, UsageError, ValueInvalid
-from beltline.core.flow import MAX_COST, UNIQUE_STATES, Claim, Flow, Limit, check_flow, check_limit
+from beltline.core.flow import MAX_COST, MAX_PER_S, UNIQUE_STATES, Claim, Flow, Limit, check_flow, check_limit
 from beltline.core.limits import MAX_KEY, Seconds
 from beltline.core.names import check_name
 from beltline.engines.protocol import Engine, Limits
@@ -51,13 +51,14 @@ class Unique(Struct, frozen=True):
     """
 
     key: Pick
-    states: tuple[str, ...] = ()
+    states: tuple[str, ...] | str = ()
     window: Seconds = math.inf
     newest: bool = False
 
     def of(self, key: str) -> flow.Unique:
         """As data. Raises ValueInvalid."""
-        states = self.states or (("delayed", "ready") if self.newest else UNIQUE_STATES)
+        said = (self.states,) if isinstance(self.states, str) else self.states
+        states = said or (("delayed", "ready") if self.newest else UNIQUE_STATES)
         return flow.Unique(key=key, states=tuple(states), window_s=limits.seconds("window", self.window), replace=self.newest)
 
 
@@ -164,7 +165,7 @@ class FlowRules:
         parameters = self._signature.parameters.values()
         self._by_place = tuple(each.name for each in parameters if each.kind in _PLACED)
         self._defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-        self.limited = tuple(_limited(each) for each in ([limited] if isinstance(limited, (str, Limit, Limited)) else limited))
+        self.limited = tuple(_limited(each) for each in _listed(limited))
         self._tenant, self._sticky = self._reader("tenant", tenant), self._reader("sticky", sticky)
         self._keys = tuple(self._reader("key of a limit", each.key) for each in self.limited)
         self._costs = tuple(each.cost if isinstance(each.cost, (int, float)) else self._reader("cost", each.cost) for each in self.limited)
@@ -295,6 +296,17 @@ class FlowRules:
         return lambda values: pick(**{name: values.get(name) for name in names})
 
 
+def check_charges(task: str, rules: FlowRules | None, where: str, limits: Sequence[str]) -> None:
+    """`limits`: those of a queue the task's messages wait in, `where` in words. Raises TaskInvalid: a start there would be charged twice."""
+    for one in () if rules is None else rules.limited:
+        if one.key is None and one.name in limits:
+            raise TaskInvalid(
+                f"Task {task} and {where} both name the limit {one.name!r}.",
+                why="Each start would be charged twice: once for the task, once for the queue.",
+                help=f"Leave limits=[{one.name!r}] out of the task, if every start in the queue counts, or out of the queue, if only this task's do.",
+            )
+
+
 class _Limited(Struct, frozen=True):
     name: str
     key: Pick | None
@@ -312,6 +324,19 @@ def limit_name(given: object) -> str:
     return given.name if isinstance(given, Limit) else check_name("limit", given)
 
 
+def limit_names(given: object) -> tuple[str, ...]:
+    """What `app.queue(…, limits=…)` says. Raises NameInvalid, ValueInvalid."""
+    return tuple(limit_name(each) for each in _listed(given))
+
+
+def _listed(given: object) -> Iterable[object]:
+    if isinstance(given, (str, Limit, Limited)):
+        return [given]
+    if isinstance(given, Iterable):
+        return given
+    raise ValueInvalid(name="limits", value=given, allowed='names of limits: limits=["api"]')
+
+
 def limits_of(engine: Engine) -> Limits:
     """Raises Unsupported."""
     if isinstance(engine, Limits):
@@ -322,14 +347,21 @@ def limits_of(engine: Engine) -> Limits:
 def make_limit(
     name: str, *, rate: float | str | None = None, per: Seconds = 1.0, burst: float | None = None, concurrency: float | None = None
 ) -> Limit:
-    """A limit as users say it: `rate=50, per="1m"` or `rate="50/m"`. Raises NameInvalid, ValueInvalid."""
+    """A limit as users say it: `rate=50, per="1m"` or `rate="50/m"`. What would have no effect is refused. Raises NameInvalid, ValueInvalid."""
+    if burst is not None and rate is None:
+        raise ValueInvalid(name="burst", value=burst, allowed="only beside a rate: it says how many of its starts may come at once")
+    if burst == 0:
+        raise ValueInvalid(name="burst", value=burst, allowed="a number from 1; where none is said, it is what the rate yields in 0.2 s")
+    if per != 1.0 and (rate is None or isinstance(rate, str)):
+        allowed = "only beside a rate that is a number" if rate is None else f"not beside rate = {rate!r}, which says its time itself"
+        raise ValueInvalid(name="per", value=per, allowed=allowed)
     if isinstance(rate, str):
         rate, per = rate_of(rate)
     return check_limit(
         Limit(
             name=name,
             rate=math.inf if rate is None else rate,
-            per_s=limits.seconds("per", per, least=0.001),
+            per_s=limits.seconds("per", per, least=0.001, most=MAX_PER_S),
             burst=0.0 if burst is None else burst,
             concurrency=math.inf if concurrency is None else concurrency,
         )
@@ -339,10 +371,17 @@ def make_limit(
 def rate_of(text: str) -> tuple[float, float]:
     """`50/s`, `600/10m`, `1000/h` as a rate and its seconds. Raises ValueInvalid."""
     found = _RATE.fullmatch(text.strip())
-    if found is None:
-        raise ValueInvalid(name="rate", value=text, allowed="a number per time, such as 50/s, 600/10m or 1000/h")
-    per = found[2].strip()
-    return float(found[1].replace("_", "")), limits.seconds("rate", per if per[0].isdigit() else f"1{per}")
+    try:
+        if found is None:
+            raise ValueError
+        number, per = float(found[1].replace("_", "")), found[2].strip()
+        per_s = limits.duration(per if per[0] in "0123456789." else f"1{per}")
+        if not (number > 0 and 0.001 <= per_s <= MAX_PER_S):
+            raise ValueError
+    except ValueError:
+        allowed = "a number above 0 per time (1ms to 366d), such as 50/s, 600/10m or 1000/h; a concurrency of 0 lets nothing start"
+        raise ValueInvalid(name="rate", value=text, allowed=allowed) from None
+    return number, per_s
 
 
 def key_text(value: object) -> str | None:

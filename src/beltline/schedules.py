@@ -4,11 +4,12 @@ What is declared in code becomes a row when a worker of the app starts, and keep
 at run time is a row at once and belongs to nobody's code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, TypeVar, cast
 
+from beltline.core.cron import Occurrence
 from beltline.core.errors import Refused, ScheduleInvalid, TaskInvalid, Unsupported
 from beltline.core.limits import Seconds
 from beltline.core.message import Message
@@ -21,6 +22,7 @@ from beltline.sending import Call, Sendable, new_id
 
 What = Sendable[..., Any] | Call[Any]
 S = TypeVar("S", bound=What)
+LAST_AT = 253402300800.0 - 86400.0  # a day before the year 10000, which no datetime knows: all zones are within a day of UTC
 
 
 class ScheduleBook:
@@ -181,7 +183,9 @@ async def put(engine: Schedules, spec: Schedule, *, replace: bool) -> ScheduleVi
         why = f"It is declared by the code of {view.owner or 'an app'}." if view.owner else "It is declared in code."
         raise Refused(f"Schedule {spec.name!r} cannot be changed here.", why=why, help="Change it there, choose another name, or pause it.")
     raise Refused(
-        f"There is a schedule {spec.name!r} already.", why="Nothing was changed.", help="Choose another name, or say that it is to be replaced."
+        f"There is a schedule {spec.name!r} already.",
+        why="Nothing was changed.",
+        help="Choose another name, or replace it: --replace on the command line, replace=True in code.",
     )
 
 
@@ -192,11 +196,16 @@ async def trigger(engine: Engine, name: str, id: MessageId) -> MessageId:
     return sent.id
 
 
+def shown(spec: Schedule, after: float) -> Iterator[Occurrence]:
+    """The occurrences behind `after` that a datetime can say. Raises ScheduleInvalid."""
+    return takewhile(lambda each: each.at < LAST_AT, occurrences(spec, after))
+
+
 def upcoming(spec: Schedule, after: float, count: int) -> list[datetime]:
     """The next occurrences as datetimes in the schedule's zone. Raises ScheduleInvalid."""
     from zoneinfo import ZoneInfo
 
-    found = [each.at for each in islice(occurrences(spec, after), count)]
+    found = [each.at for each in islice(shown(spec, after), count)]
     return [datetime.fromtimestamp(at, ZoneInfo(spec.tz)) for at in found]
 
 

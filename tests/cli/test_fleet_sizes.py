@@ -103,3 +103,19 @@ def test_a_real_worker_with_a_range_starts_from_nothing_and_says_why(process, be
     [decision] = beltline("fleet", "decisions", "double", "--json").json
     assert (decision["slots_before"], decision["slots"], decision["term"]) == (0, 2, "least")
     assert decision["worker"] == beltline("fleet", "ls", "--json").json[0]["id"]
+
+
+def test_taking_a_range_back_warns_of_nothing(beltline, store):
+    beat(store)
+    said = beltline("fleet", "size", "resize", "auto")
+    assert (said.code, said.err) == (0, "")
+
+
+def test_a_queue_of_fixed_slots_says_that_nothing_changes_them(beltline, store):
+    beat(store)
+    assert "none: its workers have a fixed number of slots" in beltline("fleet", "size", "resize").out
+    assert "woken" not in beltline("fleet", "size", "resize").out
+    beat(store, ranges={"resize": [0, 8]}, slots=1)
+    said = beltline("fleet", "size", "resize").out
+    assert "as the workers were started" in said
+    assert "0 slots decided, 1 there on 1 worker (woken by a message" in said

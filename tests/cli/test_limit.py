@@ -28,7 +28,7 @@ def test_ls_shows_numbers_origin_and_what_runs_and_waits(beltline, store):
     lease(store)
     api, disk = beltline("limit", "ls", "--json").json
     assert api == {
-        "version": 1, "name": "api", "rate": 600.0, "per_s": 600.0, "burst": 1.0, "concurrency": None, "origin": "code", "running": 0, "waiting": 0,
+        "version": 1, "name": "api", "rate": 600.0, "per_s": 600.0, "burst": 1.0, "concurrency": None, "origin": "code", "running": 0, "waiting": 0, "queues": [],
     }  # fmt: skip
     assert (disk["rate"], disk["burst"], disk["concurrency"], disk["running"], disk["waiting"]) == (None, None, 1.0, 1, 2)
     assert beltline("limit", "ls", "--quiet").out == "api\ndisk\n"
@@ -92,6 +92,51 @@ def test_a_limit_that_is_not_there_is_not_found_and_the_near_name_is_told(beltli
     said = beltline("limit", "show", "apis")
     assert said.code == 3
     assert "Did you mean 'api'?" in said.err
+
+
+def test_the_limits_of_a_queue_are_shown_and_changed_by_the_queues_name(beltline, store):
+    declare(store, Limit(name="api", rate=50), Limit(name="disk", concurrency=2), Limit(name="other"))
+    store.declare("mail", limits=("api",))
+    assert beltline("queue", "limit", "mail", "--json").json == beltline("limit", "ls", "--json").json[:1]
+    [found] = beltline("queue", "limit", "mail", "--rate", "100/s", "--concurrency", "4", "--json").json
+    assert (found["name"], found["rate"], found["concurrency"], found["origin"], found["queues"]) == ("api", 100.0, 4.0, "operator", ["mail"])
+    assert beltline("queue", "limit", "mail", "--quiet").out == "api\n"
+    [found] = beltline("queue", "limit", "mail", "--reset", "--json").json
+    assert (found["rate"], found["concurrency"], found["origin"]) == (50.0, None, "code")
+    assert beltline("queue", "limit", "mail").rows[0][:2] == ["api", "50"]
+
+
+def test_of_several_limits_of_a_queue_one_is_named_and_who_else_is_bound_is_told(beltline, store):
+    declare(store, Limit(name="api", rate=50), Limit(name="disk", concurrency=2))
+    store.declare("mail", limits=("api", "disk"))
+    store.declare("push", limits=("api",))
+    said = beltline("queue", "limit", "mail", "--rate", "5/s")
+    assert (said.code, "--limit api" in said.err) == (2, True)
+    said = beltline("queue", "limit", "mail", "--limit", "api", "--rate", "5/s", "--json")
+    assert [(each["name"], each["origin"]) for each in said.json] == [("api", "operator"), ("disk", "code")]
+    assert "push" in said.err
+    assert [each["name"] for each in beltline("queue", "limit", "mail", "--limit", "disk", "--json").json] == ["disk"]
+    assert beltline("queue", "limit", "push", "--limit", "disk", "--rate", "5/s").code == 3
+    assert beltline("limit", "show", "disk", "--json").json["origin"] == "code"
+
+
+def test_a_limit_that_a_queue_names_and_nobody_has_declared_gets_its_first_numbers(beltline, store):
+    store.declare("mail", limits=("api",))
+    assert beltline("queue", "limit", "mail", "--json").json == []
+    assert beltline("queue", "limit", "mail", "--reset").code == 3
+    [found] = beltline("queue", "limit", "mail", "--rate", "5/s", "--json").json
+    assert (found["name"], found["rate"], found["origin"]) == ("api", 5.0, "operator")
+    assert beltline("queue", "limit", "mail", "--reset", "--json").json == []
+
+
+def test_a_queue_that_names_no_limit_has_none_to_change(beltline, store):
+    store.declare("mail")
+    assert beltline("queue", "limit", "mail", "--json").json == []
+    said = beltline("queue", "limit", "mail", "--rate", "5/s")
+    assert (said.code, "limits=['mail']" in said.err) == (2, True)
+    assert beltline("limit", "ls", "--json").json == []
+    assert beltline("queue", "limit", "nowhere").code == 3
+    assert beltline("queue", "limit", "mail", "--reset", "--rate", "5/s").code == 2
 
 
 def test_snooze_and_resume_a_queue(beltline, store):
@@ -161,3 +206,64 @@ def test_doctor_tells_of_queues_that_stand_still(beltline, store):
     found = {finding["found"]: finding["verdict"] for finding in beltline("doctor", "--json").json}
     assert found["mail is snoozed"] == "note"
     assert found["resize was stopped by its kill switch"] == "problem"
+
+
+def test_a_mistyped_limit_is_told_although_it_is_set(beltline, store):
+    declare(store, Limit(name="api", rate=50))
+    said = beltline("limit", "set", "ap", "--rate", "3/s", "--json")
+    assert (said.code, said.json["rate"]) == (0, 3.0)
+    assert "no limit was called 'ap' until now" in said.err
+    assert "Did you mean 'api'?" in said.err
+    assert beltline("limit", "set", "api", "--rate", "3/s").err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--burst", "3"), "only beside a rate"),
+        (("--burst", "0", "--rate", "5/s"), "from 1"),
+        (("--concurrency", "nan"), "a whole number from 0"),
+        (("--concurrency", "few"), "a number, or none"),
+        (("--rate", "5 parsecs"), "50/s, 600/10m"),
+        (("--rate", "0/s"), "above 0"),
+    ],
+)
+def test_a_number_that_cannot_be_meant_is_refused_and_says_what_can(beltline, store, words, says):
+    declare(store, Limit(name="open"))
+    said = beltline("limit", "set", "open", *words)
+    assert (said.code, says in said.err) == (2, True), said.err
+    assert beltline("limit", "show", "open", "--json").json["origin"] == "code"
+
+
+def test_no_rate_takes_its_burst_along(beltline, store):
+    declare(store, Limit(name="api", rate=50, burst=7))
+    found = beltline("limit", "set", "api", "--rate", "none", "--json").json
+    assert (found["rate"], found["burst"]) == (None, None)
+
+
+def test_queues_that_are_subject_to_a_limit_as_a_whole_are_named(beltline, store):
+    store.declare("mail", limits=("api",))
+    declare(store, Limit(name="api", rate=1, per_s=3600.0))
+    store.send("mail", 1, 2, 3)
+    assert beltline("limit", "ls", "--json").json[0]["queues"] == ["mail"]
+    found = beltline("limit", "show", "api", "--json").json
+    assert (found["queues"], found["ready"]) == (["mail"], {"mail": 3})
+    assert "queue mail is subject to it as a whole: 3 ready there" in beltline("limit", "show", "api").out
+
+
+def test_a_snooze_says_what_it_did(beltline, store):
+    said = beltline("queue", "snooze", "resize", "0")
+    assert (said.code, "beltline queue resume resize" in said.err) == (2, True)
+    assert beltline("queue", "snooze", "resize", "10m").err == ""
+    assert "snoozed for longer already" in beltline("queue", "snooze", "resize", "5m").err
+    beltline("queue", "pause", "resize")
+    assert "resize: snoozed until " in beltline("queue", "snooze", "resize", "20m").out
+    assert "(and paused)" in beltline("queue", "snooze", "resize", "30m").out
+
+
+def test_why_of_a_queue_that_is_stopped_says_so_though_nothing_is_ready(beltline, store):
+    assert "nothing is ready, and nothing stops the queue" in beltline("queue", "why", "resize").out
+    beltline("queue", "pause", "resize")
+    [reason] = beltline("queue", "why", "resize", "--json").json["reasons"]
+    assert (reason["rule"], reason["messages"], reason["example"]) == ("paused", 0, "")
+    assert "the queue: queue resize is paused" in beltline("queue", "why", "resize").out

@@ -117,6 +117,7 @@ def test_a_usage_error_is_an_object_too(beltline):
         (errors.QueueNotDeclared("x", known=()), 3),
         (errors.ResultExpired("x"), 3),
         (errors.EngineUnavailable("x", effect="none"), 4),
+        (errors.EngineUnavailable("x", effect="none", forbidden=True), 5),
         (errors.EngineUnavailable("x", effect="unknown"), 9),
         (errors.EngineTooNew("x"), 6),
         (errors.EngineForeign("x"), 6),

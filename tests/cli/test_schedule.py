@@ -69,7 +69,7 @@ def test_a_chain_is_scheduled(schedule):
     [
         (("--cron", "70 2 * * *"), "bad minute"),
         (("--cron", "@daily", "--tz", "Europe/Berlim"), "Did you mean 'Europe/Berlin'?"),
-        ((), "cron expression"),
+        ((), "--cron or by --every"),
         (("--cron", "@daily", "--every", "60"), "not both"),
         (("--every", "10ms"), "every"),
     ],
@@ -86,6 +86,7 @@ def test_a_name_that_is_taken_is_refused_unless_it_is_to_be_replaced(schedule):
     said = schedule("add", "nightly", "double", "1", "--every", "60")
     assert said.code == 6
     assert "already" in said.err
+    assert "--replace" in said.err
     assert schedule("add", "nightly", "double", "1", "--every", "60", "--replace", "--json").json["every_s"] == 60.0
 
 
@@ -143,6 +144,39 @@ def test_next_marks_the_changes_of_the_clock(schedule):
     assert len(schedule("next", "nightly", "--json").json) == 5
     assert schedule("next", "nightly", "--every", "60").code == 2
     assert schedule("next", "nobody").code == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "give --cron or --every"),
+        (("--cron", "0 0 * * * *"), "there is none for seconds"),
+        (("--cron", "@dayly"), "@daily"),
+        (("--cron", "@daily", "--tz", "CEST"), "Abbreviations mean different zones"),
+        (("--cron", "@daily", "--start", "2026-01-01"), "--start is for --every"),
+    ],
+)
+def test_an_expression_that_cannot_be_meant_says_what_can(beltline, folder, words, says):
+    said = beltline("schedule", "next", *words)
+    assert (said.code, says in said.err) == (2, True), said.err
+    assert "'EST'" not in said.err
+    assert "Schedule '" not in said.err
+
+
+def test_no_date_is_asked_for_that_cannot_be_written(beltline, folder):
+    assert beltline("schedule", "next", "--every", "366d", "--after", "9999-06-01").code == 2
+    said = beltline("schedule", "next", "--every", "366d", "--after", "9990-06-01", "-n", "1000", "--quiet")
+    assert (said.code, said.out.splitlines()[-1][:4]) == (0, "9999")
+    said = beltline("schedule", "next", "--cron", "0 0 1 1 *", "--after", "9990-06-01", "-n", "1000", "--quiet")
+    assert (said.code, said.out.splitlines()[-1][:4]) == (0, "9999")
+
+
+def test_an_interval_of_weeks_is_written_out(schedule):
+    assert schedule("add", "far", "double", "1", "--every", "366d", "--json").json["when"] == "every 31622400 s"
+
+
+def test_an_expression_has_no_name_in_json(beltline, folder):
+    assert beltline("schedule", "next", "--every", "1h", "-n", "1", "--json").json[0]["schedule"] == ""
 
 
 def test_next_of_an_expression_needs_no_store(beltline, folder):

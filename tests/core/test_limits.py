@@ -28,7 +28,7 @@ def test_senseless_seconds_are_refused_with_name_and_range(value: object) -> Non
     with pytest.raises(ValueInvalid) as caught:
         limits.seconds("delay", value, most=60)  # type: ignore[arg-type]
     assert caught.value.name == "delay"
-    assert "0 to 60" in str(caught.value)
+    assert "from 0s to 1m" in str(caught.value)
 
 
 def test_an_instant_needs_a_time_zone() -> None:
@@ -92,3 +92,13 @@ def test_a_body_may_be_as_large_as_the_limit_and_no_larger() -> None:
     assert limits.body(bytes(limits.MAX_BODY_BYTES))
     with pytest.raises(BodyTooLarge):
         limits.body(bytes(limits.MAX_BODY_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "says"),
+    [(0.001, math.inf, "from 1ms."), (0.0, 86400.0, "from 0s to 1d."), (1.0, 366 * 86400.0, "from 1s to 366d."), (0.1, 90.0, "from 100ms to 90s.")],
+)
+def test_a_duration_that_is_refused_is_told_its_bounds_as_people_write_them(least: float, most: float, says: str) -> None:
+    with pytest.raises(ValueInvalid) as told:
+        limits.seconds("wait", "soon", least=least, most=most)
+    assert told.value.why.endswith(says)

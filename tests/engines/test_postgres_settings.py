@@ -69,7 +69,7 @@ async def test_a_role_that_may_not_make_tables_is_told_what_it_lacks(own_postgre
     engine = PostgresEngine(role_url)
     with pytest.raises(EngineUnavailable, match="permission denied") as caught:
         await engine.open()
-    assert caught.value.effect == "none"
+    assert (caught.value.effect, caught.value.forbidden) == ("none", True)
     await engine.close()
 
 

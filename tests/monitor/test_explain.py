@@ -90,6 +90,65 @@ async def test_it_runs_or_its_lease_is_over() -> None:
     assert "cancellation was asked for" in (await bench.why(id)).why
 
 
+async def test_a_worker_that_is_not_heard_of_is_told_before_it_counts_as_lost() -> None:
+    bench = await Bench().begin()
+    await bench.worker()
+    leased, ready = await bench.send(2)
+    await bench.lease()
+    bench.clock.advance(9)
+    assert [(await bench.why(id)).rule for id in (leased, ready)] == ["running", "next"]
+    bench.clock.advance(3)
+    found = await bench.why(leased)
+    assert (found.rule, found.opens_at, found.more_workers) == ("silent", bench.clock.now() + 18, True)
+    assert found.why == "w1 has it, and has not been heard of for 12 s: unless it comes back, the message is ready again in 18 s"
+    found = await bench.why(ready)
+    assert (found.rule, found.more_workers) == ("silent", True)
+    assert found.why == "w1 that serves queue work has not been heard of for 12 s: gone, or cut off"
+    [reason] = (await bench.queue()).reasons
+    assert (reason.why.rule, reason.messages, reason.sampled) == ("silent", 1, False)
+    await bench.worker("w2")
+    assert (await bench.why(leased)).more_workers is False
+    assert (await bench.why(ready)).rule == "next"
+
+
+async def test_a_delayed_message_of_a_queue_that_stands_still_is_told_both() -> None:
+    bench = await Bench().begin()
+    [id] = await bench.send(delay_s=60.0)
+    await bench.engine.snooze(WORK, seconds=30)
+    assert (await bench.why(id)).why == "it is ready in 60 s"  # over by then
+    await bench.engine.snooze(WORK, seconds=90)
+    found = await bench.why(id)
+    assert (found.rule, found.why, found.opens_at) == (
+        "delayed",
+        "it is ready in 60 s, and then queue work is snoozed for 90 s more",
+        bench.clock.now() + 90,
+    )
+    assert found.help == f"beltline queue resume work, and: beltline message ready {id}"
+
+
+async def test_a_queue_that_stands_still_says_so_though_nothing_is_ready() -> None:
+    bench = await Bench().begin()
+    assert (await bench.queue()).reasons == ()
+    await bench.engine.pause(WORK)
+    [reason] = (await bench.queue()).reasons
+    assert (reason.messages, reason.sampled, reason.why.rule, reason.example) == (0, False, "paused", "")
+    await bench.send()
+    [reason] = (await bench.queue()).reasons
+    assert (reason.messages, reason.why.rule) == (1, "paused")
+
+
+async def test_a_stopped_queue_names_the_error_of_the_message_that_is_asked_about() -> None:
+    bench = await Bench().begin(kill_switch=KillSwitch(least=1, pause_s=60.0, tries=1))
+    await bench.worker()
+    [failed] = await bench.send()
+    await bench.end((await bench.lease())[0], RetryAfter(delay_s=0.0, failure=FAILURE))
+    [other] = await bench.send()
+    found = await bench.why(failed)
+    assert (found.rule, found.why.endswith("; last here: ValueError: no good")) == ("tripped", True)
+    assert "beltline message ls -q work" in found.help  # nothing need be dead for it
+    assert "last here" not in (await bench.why(other)).why
+
+
 async def test_it_is_delayed_or_parked() -> None:
     bench = await Bench().begin()
     await bench.worker(tasks=("tasks.works",))
@@ -202,6 +261,21 @@ async def test_a_limit_of_rate_says_when_it_opens_even_while_some_run() -> None:
     found = await bench.why(ids[1])
     assert (found.rule, found.why) == ("rate", "limit 'api' allows 2/m, and opens in 30 s")
     assert (found.opens_at, found.help, found.holders) == (bench.clock.now() + 30, "beltline limit set api --rate 4/m", ())
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["of the whole queue", "of its own"])
+async def test_a_rate_that_is_open_just_now_is_used_up_by_those_before(whole: bool) -> None:
+    bench = await Bench().begin(limits=("api",) if whole else ())
+    await bench.worker()
+    await bench.engine.declare_limits([Limit(name="api", rate=2, per_s=1.0, burst=1)])
+    ids = await bench.send(5, flow=None if whole else Flow(claims=(Claim("api", "acme"),)))
+    assert (await bench.why(ids[0])).rule == "next"
+    found = await bench.why(ids[4])
+    assert (found.rule, found.limit, found.key, found.more_workers) == ("rate", "api", "" if whole else "acme", False)
+    of = "" if whole else " of key 'acme'"
+    assert found.why == f"limit 'api'{of} allows 2/s, and with 4 messages of its kind before it that lasts about 2.0 s"
+    assert (found.opens_at, found.help) == (bench.clock.now() + 2, "beltline limit set api --rate 4/s")
+    assert sorted(reason.why.rule for reason in (await bench.queue()).reasons) == ["next", "rate"]
 
 
 async def test_a_limit_of_the_whole_queue() -> None:

@@ -1,6 +1,7 @@
 """Slots and runners that grow and shrink while the worker works."""
 
 import asyncio
+import logging
 import os
 import signal
 from pathlib import Path
@@ -312,6 +313,42 @@ async def test_a_host_without_memory_for_a_runner_leaves_the_message_to_others()
 
 
 # ---- what is told
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Whatever the log says of slots, at any level."""
+    return [record.getMessage() for record in caplog.records if " slots" in record.getMessage()]
+
+
+async def test_a_change_of_slots_is_one_line_that_says_from_to_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "beltline")
+    engine, work = await new_engine(), QueueName("work")
+    async with worker(engine, queues={"work": (1, 1)}) as supervisor:
+        supervisor.resizing.resize(work, 3, why="the oldest waits 9 s")
+        supervisor.resizing.resize(work, 3, why="the same again")
+        supervisor.resize(work, 2)
+        assert told(caplog) == ["queue work: from 1 to 3 slots: the oldest waits 9 s", "queue work: from 3 to 2 slots"]
+
+
+async def test_what_was_refused_is_told_when_it_is_there_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "beltline")
+    engine, room, work = await new_engine(), Room(100), QueueName("work")
+    async with worker(engine, queues={"work": (1, 1)}, free=room) as supervisor:
+        assert supervisor.resizing.resize(work, 4, why="arrivals") == 1
+        assert told(caplog) == []
+        room.available_mib = 3000
+        await until(lambda: supervisor.resizing.size(work) == 4)
+        assert told(caplog) == ["queue work: from 1 to 4 slots: arrivals"]
+
+
+async def test_a_queue_that_is_woken_and_rests_says_so_in_one_line_each(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "beltline")
+    engine = await new_engine()
+    async with worker(engine, queues={"work": (0, 2)}, dry_run=True) as supervisor:
+        supervisor.resizing.rest_s = 0.1
+        assert await run(engine, lines.double.call(1)) == 2
+        await until(lambda: len(told(caplog)) == 2)
+    assert told(caplog) == ["queue work: from 0 to 1 slots: a message has come", "queue work: from 1 to 0 slots: no message for 0.1 s"]
 
 
 async def test_the_heartbeat_tells_slots_ranges_service_and_refusal() -> None:

@@ -1,6 +1,7 @@
 """A worker follows the size of its fleet: its share, in the right order, within what its host has room for."""
 
 import asyncio
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ class Slots:
         self.name = name
         self.room = room
         self.asked: list[tuple[QueueName, int, bool]] = []
+        self.reasons: list[str] = []
         self._ranges = ranges
         self._slots = {queue: least for queue, (least, _) in ranges.items()}
         self._refusal = ""
@@ -38,9 +40,10 @@ class Slots:
     def size(self, queue: QueueName) -> int:
         return self._slots[queue]
 
-    def resize(self, queue: QueueName, slots: int, *, listen: bool = True) -> int:
+    def resize(self, queue: QueueName, slots: int, *, listen: bool = True, why: str = "") -> int:
         if slots != self._slots[queue]:
             self.asked.append((queue, slots, listen))
+            self.reasons.append(why)
         others = sum(each for name, each in self._slots.items() if name != queue)
         self._slots[queue] = min(slots, max(self._slots[queue], self.room - others))
         self._refusal = "" if self._slots[queue] == slots else "no free memory: 12 of the 2000 MiB"
@@ -142,7 +145,7 @@ async def test_only_a_fleet_that_is_at_zero_listens_for_its_first_message(hall: 
     for slots in workers:
         original = slots.resize
 
-        def resize(queue: QueueName, number: int, *, listen: bool = True, original: Any = original) -> int:
+        def resize(queue: QueueName, number: int, *, listen: bool = True, why: str = "", original: Any = original) -> int:
             listening.append(listen)
             return int(original(queue, number, listen=listen))
 
@@ -176,6 +179,17 @@ async def test_what_was_refused_is_asked_for_again(hall: Hall, caplog: pytest.Lo
     assert slots.size(WORK) == 20
     [decision] = [each for each in await hall.engine.decisions(WORK) if "photo-1: no free memory" in each.reason]
     assert decision.slots == 20
+
+
+async def test_the_reason_of_a_change_is_handed_on_and_told_by_who_makes_it(hall: Hall, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "beltline")
+    slots = Slots("w1", {WORK: (2, 8)})
+    await hall.open(slots)
+    await hall.engine.send(messages(500, WORK))
+    await hall.round()
+    [decision] = [each for each in await hall.engine.decisions(WORK) if each.slots == 8]
+    assert slots.reasons == [f"8 in the fleet, {decision.reason}"]
+    assert not [record for record in caplog.records if " slots" in record.getMessage()]
 
 
 async def test_a_dry_run_decides_and_records_and_changes_nothing(hall: Hall) -> None:

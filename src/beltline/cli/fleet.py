@@ -104,19 +104,22 @@ def size(session: Session, queue: str, range_: str | None) -> None:
         return await sizes.show(engine, queue)
 
     item, changes = session.run(work)
-    if range_ is not None and not changes:
+    if range_ is not None and range_ != "auto" and not changes:
         session.out.warn(f"no live worker of {queue} has a range: it is used as soon as one is started with -q {queue}:2..8")
-    session.out.thing(item, lambda: _size_lines(session, item), id=item.queue)
+    session.out.thing(item, lambda: _size_lines(session, item, changes), id=item.queue)
 
 
-def _size_lines(session: Session, item: sizes.SizeItem) -> list[str]:
+def _size_lines(session: Session, item: sizes.SizeItem, changes: bool) -> list[str]:
     ordered = (
         f"{item.ordered} in the whole fleet (an operator said so; beltline fleet size {item.queue} auto)"
         if item.ordered
         else "as the workers were started"
+        if changes or not item.workers
+        else f"none: its workers have a fixed number of slots, whatever the load and the target; start them with -q {item.queue}:2..8"
     )
+    woken = " (woken by a message; it goes when none has come for a while)" if changes and item.slots_now and not item.slots else ""
     lines = [
-        f"{session.out.paint(safe(item.queue), 'bold')}   {things(item.slots, 'slot')} decided, {item.slots_now} there on {things(item.workers, 'worker')}",
+        f"{session.out.paint(safe(item.queue), 'bold')}   {things(item.slots, 'slot')} decided, {item.slots_now} there on {things(item.workers, 'worker')}{woken}",
         f"  range      {safe(ordered)}",
     ]
     if item.target_s is not None:

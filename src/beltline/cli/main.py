@@ -24,7 +24,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "upkeep": "schedules, sweep and retention, where no worker is up all the time",
     },
     "Look and act": {
-        "queue": "backlogs; why they do not move; pause, snooze, resume, purge, move",
+        "queue": "backlogs; why they do not move; pause, snooze, resume, limit, purge, move",
         "message": "list, show, why, ready, cancel, edit, move",
         "dead": "what was given up, by error; redrive, edit, delete",
         "chain": "the lines, drawn with their queues; pause, resume",

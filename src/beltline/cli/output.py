@@ -141,7 +141,7 @@ class Output:
         if not self.may_ask:
             raise Refused(
                 what,
-                why="This changes messages for good, and there is no terminal to ask on.",
+                why="This cannot be undone, and there is no terminal to ask on.",
                 help="Repeat with --yes to do it, or --dry-run to only look.",
             )
         print(f"{what}. Go on? [y/N] ", end="", file=self.err, flush=True)

@@ -61,7 +61,7 @@ _CODES: tuple[tuple[tuple[type[BeltlineError], ...], int], ...] = (
 
 def exit_code(error: BeltlineError) -> int:
     if isinstance(error, EngineUnavailable):
-        return UNKNOWN if error.effect == "unknown" else UNREACHABLE
+        return UNKNOWN if error.effect == "unknown" else NOT_ALLOWED if error.forbidden else UNREACHABLE
     return next((code for kinds, code in _CODES if isinstance(error, kinds)), FAILED)
 
 

@@ -1,7 +1,7 @@
 """beltline queue: backlogs, and what may be done to a queue as a whole."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import click
@@ -9,13 +9,16 @@ import click
 from beltline.cli.command import Group, Session, pass_session
 from beltline.cli.confirming import destructive
 from beltline.cli.explaining import QueueWhyItem, queue_why_item
-from beltline.cli.names import known, queue_argument
+from beltline.cli.limit import LimitItem, changed, numbers
+from beltline.cli.limit import columns as limit_columns
+from beltline.cli.limit import items as limit_items
+from beltline.cli.names import Name, known, queue_argument
 from beltline.cli.output import Column
 from beltline.cli.powers import browse_of, control_of, limits_of
 from beltline.cli.selecting import Span
 from beltline.cli.shapes import QueueItem, queue_item
 from beltline.cli.text import count, safe, span, things
-from beltline.core.errors import Refused
+from beltline.core.errors import Refused, UsageError, ValueInvalid
 from beltline.core.names import queue_name
 from beltline.core.queues import QueueSpec
 from beltline.core.views import MessageFilter
@@ -25,7 +28,7 @@ from beltline.monitor.queues import explain_queue
 
 @click.group(cls=Group)
 def queue() -> None:
-    """Backlogs; why they do not move; pause, snooze, resume, purge, move."""
+    """Backlogs; why they do not move; pause, snooze, resume, limit, purge, move."""
 
 
 def _columns(session: Session) -> list[Column]:
@@ -150,8 +153,11 @@ def why(session: Session, queue: str) -> None:
 
 def _why_lines(session: Session, item: QueueWhyItem) -> list[str]:
     lines = [f"{session.out.paint(safe(item.queue), 'bold')}   {safe(item.summary)}"]
+    if not item.reasons:
+        lines.append("  nothing is ready, and nothing stops the queue")
     for reason in item.reasons:
         many = f"{count(reason.messages)} of the {item.looked_at} oldest" if reason.sampled else count(reason.messages)
+        many = "the queue" if not reason.messages else many
         lines.append(f"  {many}: {safe(reason.why)}")
         if reason.example:
             lines.append(f"    for example {reason.example}")
@@ -171,16 +177,70 @@ class Snoozed(QueueItem, frozen=True, kw_only=True):
 def snooze(session: Session, queue: str, time: float) -> None:
     """Let no worker receive from it for a TIME such as 90, 10m, 2h. What is running finishes; resume ends it earlier; a longer snooze stays."""
 
-    async def act(engine: Engine) -> QueueItem:
+    async def act(engine: Engine) -> tuple[QueueItem, datetime | None]:
         [before] = await items(engine, [queue])
         await limits_of(engine).snooze(queue_name(before.name), seconds=time)
-        return (await items(engine, [queue]))[0]
+        return (await items(engine, [queue]))[0], before.snoozed_until
 
-    item = session.run(act)
+    if time <= 0:
+        raise ValueInvalid(name="the time", value=time, allowed=f"more than 0 seconds; what ends a snooze is: beltline queue resume {queue}")
+    item, before = session.run(act)
+    if before is not None and item.snoozed_until == before:
+        session.out.note(f"It was snoozed for longer already; that stays. beltline queue resume {item.name} ends it.")
+    beside = "" if item.state == "snoozed" else f" (and {session.out.state(item.state)})"
     session.out.thing(
         item,
-        lambda: [f"{safe(item.name)}: {session.out.state(item.state)} until {_iso(item.snoozed_until)}, {things(item.ready, 'message')} ready"],
+        lambda: [
+            f"{safe(item.name)}: {session.out.state('snoozed')} until {_iso(item.snoozed_until)}{beside}, {things(item.ready, 'message')} ready"
+        ],
         id=item.name,
+    )
+
+
+@queue.command(shape=LimitItem)
+@queue_argument
+@click.option("--limit", "name", metavar="LIMIT", type=Name("limit"), help="Which one, where the queue names several.")
+@numbers
+@click.option("--reset", is_flag=True, help="Back to what the code says.")
+@pass_session
+def limit(
+    session: Session, queue: str, name: str | None, rate_text: str | None, burst_text: str | None, concurrency_text: str | None, reset: bool
+) -> None:
+    """The limits that every start in the queue uses up; with numbers, change one now, as beltline limit set does."""
+    said = (rate_text, burst_text, concurrency_text)
+    if reset and any(said):
+        raise UsageError("--reset takes no numbers.", help="Reset it first, then set them.")
+
+    async def act(engine: Engine) -> list[LimitItem]:
+        spec = known("queue", queue, {str(spec.name): spec for spec in await browse_of(engine).queues()})
+        mine = {each: each for each in spec.limits}
+        chosen = list(mine) if name is None else [known("limit", name, mine)]
+        if not (reset or any(said)):
+            return [item for item in await limit_items(engine) if item.name in chosen]
+        if len(chosen) != 1:
+            raise _not_one(queue, chosen)
+        power = limits_of(engine)
+        views = {view.name: view for view in await power.limits()}
+        await (power.reset_limit(chosen[0]) if reset else power.set_limit(changed(chosen[0], views.get(chosen[0]), *said)))
+        found = [item for item in await limit_items(engine) if item.name in mine]
+        others = [each for item in found if item.name == chosen[0] for each in item.queues if each != queue]
+        if others:
+            session.out.note(f"{chosen[0]} holds for {', '.join(others)} as well.")
+        return found
+
+    found = session.run(act)
+    none = f"No limit holds for the whole of {queue}. In code: app.queue({queue!r}, limits=[…]); in beltline.toml: queues.{queue}.limits = […]"
+    session.out.things(found, limit_columns(), id=lambda item: item.name, none=none)
+
+
+def _not_one(queue: str, names: Iterable[str]) -> UsageError:
+    given = list(names)
+    if given:
+        return UsageError(f"Queue {queue!r} names {len(given)} limits.", why=f"They are {', '.join(given)}.", help=f"Say which: --limit {given[0]}")
+    return UsageError(
+        f"Queue {queue!r} names no limit.",
+        why="What a queue is bound by is declared, its numbers can be changed at any time.",
+        help=f"In code: app.limit({queue!r}) and app.queue({queue!r}, limits=[{queue!r}]); then this command sets its numbers.",
     )
 
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import click
+from msgspec import structs
 
 from beltline.cli.command import Group, Session, check_reachable, pass_session
 from beltline.cli.confirming import destructive
@@ -28,7 +29,7 @@ from beltline.cli.send import Moment, Send, find, given_arguments, without_code
 from beltline.cli.shapes import instant
 from beltline.cli.text import ago, clip, count, safe, safe_json, span
 from beltline.core.codec import to_json
-from beltline.core.errors import EngineUnavailable, UsageError
+from beltline.core.errors import EngineUnavailable, ScheduleInvalid, UsageError
 from beltline.core.message import Message
 from beltline.core.names import QueueName, TaskName, message_id
 from beltline.core.schedule import CATCH_UP, CATCH_UP_LIMIT, MAX_CATCH_UP, NO_ID, Schedule
@@ -37,6 +38,8 @@ from beltline.engines.protocol import Engine
 F = TypeVar("F", bound=Callable[..., Any])
 LATE_S = 10.0  # behind its time: nobody sends
 APART_S = 60.0  # between the store's time and ours: worth a word
+LAST_YEAR = 9990
+GIVEN = "given"  # the name of an expression that is only looked at
 NOTHING = Message(id=NO_ID, queue=QueueName("none"), task=TaskName("none"), body=b"")  # for an expression that is only looked at
 
 
@@ -164,20 +167,32 @@ def _timing(function: F) -> F:
 @_timing
 @pass_session
 def next_(session: Session, /, name: str | None, number: int, after: datetime | None, cron: str | None, every: float | None, **more: Any) -> None:
-    """When a schedule is due next, or what an expression means; changes of the clock are marked.
+    """When a schedule is due next, or what an expression means; changes of the clock are marked. JSON of an expression has an empty `schedule`.
 
     \b
     beltline schedule next nightly -n 10
     beltline schedule next --cron "30 2 * * *" --tz Europe/Berlin --after 2026-10-24
     """
     if name is None:
-        spec = _made("options", NOTHING, cron, every, more)
+        if cron is None and every is None:
+            raise UsageError("Nothing to look at.", help="Name a schedule, or give --cron or --every.")
+        try:
+            spec = _made(GIVEN, NOTHING, cron, every, more)
+        except ScheduleInvalid as error:
+            error.what = error.what.removeprefix(f"Schedule {GIVEN!r}: ")  # it has no name to speak of
+            raise
         now = datetime.now().astimezone()
     else:
         if cron is not None or every is not None:
             raise UsageError("Name a schedule, or give --cron or --every, not both.")
         spec, now = session.run(lambda engine: _spec_and_now(engine, name))
+    if after is not None and after.year > LAST_YEAR:
+        raise UsageError(
+            f"--after {after:%Y-%m-%d} is too far ahead.", why=f"Dates end with the year 9999; up to {LAST_YEAR} there is room for what follows."
+        )
     found = upcoming(spec, (after or now).timestamp(), number)
+    if name is None:
+        found = [structs.replace(each, schedule="") for each in found]
     columns = [
         Column("at", lambda item: item.at.isoformat(), lambda item: _clock(item.at)),
         Column("in", lambda item: ago(item.at, now)),
@@ -195,6 +210,10 @@ async def _spec_and_now(engine: Engine, name: str) -> tuple[Schedule, datetime]:
 def _made(name: str, message: Message, cron: str | None, every: float | None, more: dict[str, Any], **rest: Any) -> Schedule:
     from beltline.core.schedule import schedule
 
+    if (cron is None) == (every is None):
+        raise UsageError("Say when it is due: by --cron or by --every, and not both.", help='--cron "30 2 * * *" --tz Europe/Berlin, or --every 10m')
+    if cron is not None and more["start"] is not None:
+        raise UsageError("--start is for --every: a cron expression says itself when it is due.")
     return schedule(name, message, cron=cron, every=every, start=more["start"], tz=more["tz"], **rest)
 
 

@@ -13,7 +13,7 @@ from beltline.cli.output import SCHEMA_VERSION
 from beltline.cli.shapes import ErrorItem, error_item, instant
 from beltline.core.codec import unpack
 from beltline.core.errors import NotFound, ScheduleInvalid
-from beltline.core.schedule import Schedule, next_after, occurrences
+from beltline.core.schedule import Schedule, next_after
 from beltline.core.views import ScheduleView
 from beltline.engines.protocol import Engine, Results
 
@@ -170,5 +170,7 @@ async def detail_of(engine: Engine, name: str) -> tuple[ScheduleDetail, datetime
 def upcoming(spec: Schedule, after: float, number: int) -> list[OccurrenceItem]:
     from zoneinfo import ZoneInfo
 
-    found = list(islice(occurrences(spec, after), number))
+    from beltline.schedules import shown
+
+    found = list(islice(shown(spec, after), number))
     return [OccurrenceItem(schedule=spec.name, at=datetime.fromtimestamp(each.at, ZoneInfo(spec.tz)), note=each.note) for each in found]

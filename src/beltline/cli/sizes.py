@@ -131,7 +131,8 @@ async def order(engine: Engine, queue: str, said: str) -> None:
     except ValueError:
         wanted = config.Slots(0, 0)
     if not wanted.most:
-        raise ValueInvalid(name="the range", value=said, allowed=f"a number or range such as 4 or 2..8, at most {config.MAX_SLOTS}, or auto")
+        allowed = f"a number from 1, or a range, its smaller end first, such as 4 or 2..8, at most {config.MAX_SLOTS}; or auto"
+        raise ValueInvalid(name="the range", value=said, allowed=allowed)
     await sizes_of(engine).set_range(name, wanted.least, wanted.most)
 
 

@@ -44,7 +44,7 @@ class Slots(Struct, frozen=True):
 
 
 class QueueSettings(Struct, frozen=True, kw_only=True):
-    """What was said about one queue; None = nothing, the code's own declaration stands."""
+    """What was said about one queue; None = nothing, the code's own declaration stands. `kill_switch`: False = it has none, whatever the code declares."""
 
     slots: Slots | None = None
     max_backlog: float | None = None
@@ -55,7 +55,7 @@ class QueueSettings(Struct, frozen=True, kw_only=True):
     on_dead: str | None = None
     target_s: float | None = None
     limits: tuple[str, ...] | None = None
-    kill_switch: KillSwitch | None = None
+    kill_switch: KillSwitch | bool | None = None
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -210,10 +210,12 @@ def _limits(value: object) -> tuple[str, ...]:
         raise ValueError(value) from None
 
 
-def _kill_switch(value: object) -> KillSwitch:
-    """`true`, or a table of its numbers; windows and pauses also as `30s`, `2m`."""
-    if value is True:
-        return KillSwitch()
+def _kill_switch(value: object) -> KillSwitch | bool:
+    """`true`, `false` (none), or a table of its numbers; windows and pauses also as `30s`, `2m`."""
+    if isinstance(value, str):
+        value = _one_of("true", "false")(value) == "true"
+    if isinstance(value, bool):
+        return KillSwitch() if value else False
     known: dict[object, str] = {field.removesuffix("_s"): field for field in KillSwitch.__struct_fields__}
     if not isinstance(value, dict) or not value.keys() <= {*known, *known.values()}:
         raise ValueError(value)
@@ -246,15 +248,16 @@ QUEUE_KEYS: tuple[Key, ...] = (
     Key(name="high_water", read=_bound, allowed="a whole number from 1, or inf", about="stages before receive nothing above it"),
     Key(name="low_water", read=_bound, allowed="a whole number from 1, or inf", about="stages before receive again below it"),
     Key(name="ageing_s", read=_ageing, allowed="seconds above 0, or inf", about="seconds of waiting that one priority point is worth"),
-    Key(name="max_deliveries", read=_whole(1, 1_000_000), allowed="a whole number from 1", about="unanswered deliveries before a message is poison"),
+    Key(name="max_deliveries", read=_whole(1, 1000), allowed="a whole number 1..1000", about="unanswered deliveries before a message is poison"),
     Key(name="on_dead", read=_one_of("hold", "skip"), allowed="hold or skip", about="what a dead head does to its group"),
     Key(name="target_s", read=_ageing, allowed="seconds above 0 (also 10s, 2m), or inf", about="a message should not wait longer: what the fleet is sized for"),
     Key(name="limits", read=_limits, allowed="names of limits", about="what every start in this queue uses up"),
-    Key(name="kill_switch", read=_kill_switch, allowed="true, or a table of share, least, window, pause, tries", about="it stops by itself when too much fails"),
+    Key(name="kill_switch", read=_kill_switch, allowed="true, false, or a table of share, least, window, pause, tries", about="it stops by itself when too much fails"),
 )  # fmt: skip
 
 _BY_NAME = {key.name: key for key in KEYS}
 _QUEUE_BY_NAME = {key.name: key for key in QUEUE_KEYS}
+_AS_IN_CODE = {key.name.removesuffix("_s"): key for key in QUEUE_KEYS if key.name.endswith("_s")}  # app.queue(…, target="10s") names no unit
 
 
 def known_variables() -> dict[str, str]:
@@ -275,6 +278,8 @@ def find_key(setting: Setting) -> Key:
         known, last = _BY_NAME, setting.key
     if last in known:
         return known[last]
+    if known is _QUEUE_BY_NAME and last in _AS_IN_CODE:
+        return _AS_IN_CODE[last]
     near = get_close_matches(last, known, n=1)
     raise ConfigInvalid(
         key=setting.key,
@@ -304,11 +309,12 @@ def merge(layers: Sequence[Sequence[Setting]]) -> Config:
         names_slots = False
         for setting in layer:
             value = read(setting)
-            is_slots = setting.key.startswith("queues.") and setting.key.endswith(".slots")
+            dotted = ".".join([*setting.key.split(".")[:-1], find_key(setting).name])
+            is_slots = dotted.startswith("queues.") and dotted.endswith(".slots")
             names_slots |= is_slots
-            if setting.key not in values and not (is_slots and served):
-                values[setting.key] = value
-                origins[setting.key] = setting.origin
+            if dotted not in values and not (is_slots and served):
+                values[dotted] = value
+                origins[dotted] = setting.origin
         served |= names_slots
     queues: dict[str, dict[str, Any]] = {}
     for dotted in [key for key in values if key.startswith("queues.")]:

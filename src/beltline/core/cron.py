@@ -12,6 +12,7 @@ zone it only counts wall times, which is what is used here. Proof: the table of 
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,8 @@ def expression(name: str, text: str) -> str:
         raise ScheduleInvalid(name, f"A cron expression is a text of at most {MAX_EXPRESSION} characters.", help=help)
     words = MACROS.get(text.strip().lower(), text).upper().split()
     if len(words) != 5:
-        why = "@reboot and other names are not known here." if text.strip().startswith("@") else f"It has {len(words)} fields."
+        known = f"The names known here: {', '.join(MACROS)}." if text.strip().startswith("@") else f"It has {len(words)} fields."
+        why = "It has 6 fields, and there is none for seconds: every=… counts those." if len(words) == 6 else known
         raise ScheduleInvalid(name, f"{text!r} is no cron expression: five fields are wanted. {why}", help=help)
     try:
         CronSim(" ".join(words), datetime(2000, 1, 1, tzinfo=UTC))
@@ -84,8 +86,11 @@ def _near_zone(name: object) -> str:
     from zoneinfo import available_timezones
 
     zones = sorted(available_timezones())
+    named = 'A name of the IANA database, for example "Europe/Berlin".'
+    if "/" not in str(name) and str(name).isupper():  # CEST: what looks like it (EST) is another continent's
+        return f"{named} Abbreviations mean different zones in different countries."
     near = get_close_matches(str(name)[:80], zones, n=1) or [zone for zone in zones if zone.rpartition("/")[2].lower() == str(name).lower()]
-    return f"Did you mean {near[0]!r}?" if near else 'A name of the IANA database, for example "Europe/Berlin".'
+    return f"Did you mean {near[0]!r}?" if near else named
 
 
 # --------------------------------------------------------------------------------------------------------------- two kinds
@@ -133,7 +138,8 @@ def _walls(cron: str, after: datetime) -> Iterator[datetime]:
     """The wall times an expression names, behind `after`; every one is labelled UTC, which has no changes."""
     from cronsim import CronSim
 
-    return iter(CronSim(cron, after))
+    with suppress(OverflowError):  # behind the year 9999 there are no more
+        yield from CronSim(cron, after)
 
 
 def _wall(at: int, zone: "ZoneInfo", offset: int | None = None) -> datetime:

@@ -36,6 +36,7 @@ BeltlineError
 from typing import ClassVar, Literal
 
 DOCS = "docs/errors.md"
+SHOWN = 120  # characters of a refused value
 
 
 class BeltlineError(Exception):
@@ -139,8 +140,12 @@ class QueueNotDeclared(UsageError):
     code = "BLT-205"
 
     def __init__(self, queue: str, *, known: tuple[str, ...]) -> None:
+        from difflib import get_close_matches
+
         self.queue, self.known = queue, known
-        super().__init__(f"Queue {queue!r} is not declared.", why=f"Known: {', '.join(known) or 'none'}.", help="Declare it or fix the name.")
+        near = get_close_matches(queue, known, n=1)
+        help = f"Did you mean {near[0]!r}?" if near else "Declare it or fix the name."
+        super().__init__(f"Queue {queue!r} is not declared.", why=f"Known: {', '.join(known) or 'none'}.", help=help)
 
 
 class Unsupported(UsageError):
@@ -170,7 +175,10 @@ class ValueInvalid(UsageError):
 
     def __init__(self, *, name: str, value: object, allowed: str) -> None:
         self.name, self.value, self.allowed = name, value, allowed
-        super().__init__(f"{name} = {value!r} is not allowed.", why=f"Allowed: {allowed}.")
+        shown = repr(value)
+        if len(shown) > SHOWN:  # a key of 10 kB would push the rest of the message off the screen
+            shown = f"{shown[:SHOWN]}… ({len(shown):,} characters)"
+        super().__init__(f"{name} = {shown} is not allowed.", why=f"Allowed: {allowed}.")
 
 
 class NoDelivery(UsageError):
@@ -248,12 +256,16 @@ class EngineError(BeltlineError):
 
 
 class EngineUnavailable(EngineError):
-    """The store did not answer as it should. `effect`: "none" = certainly nothing happened; "unknown" = it may have: repeat with the same id."""
+    """The store did not answer as it should. `effect`: "none" = certainly nothing happened; "unknown" = it may have: repeat with the same id.
+
+    `forbidden`: it is there, and this user has not the right.
+    """
 
     code = "BLT-401"
 
-    def __init__(self, what: str, *, effect: Literal["none", "unknown"], help: str = "") -> None:
+    def __init__(self, what: str, *, effect: Literal["none", "unknown"], help: str = "", forbidden: bool = False) -> None:
         self.effect: Literal["none", "unknown"] = effect
+        self.forbidden = forbidden
         self.ids: list[str] = []  # of a send: the ids to repeat it with
         why = "Nothing was stored." if effect == "none" else "It may have been stored: repeating with the same id is safe."
         super().__init__(what, why=why, help=help)

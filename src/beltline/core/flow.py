@@ -13,6 +13,7 @@ Source: ITU-T I.371 (GCRA, virtual scheduling); start-time fair queueing (Goyal,
 """
 
 import math
+from collections.abc import Iterable
 from hashlib import sha256
 
 from msgspec import Struct
@@ -30,6 +31,7 @@ MAX_COST = 1_000_000.0
 MAX_RATE = 1_000_000.0  # per second: an interval of one microsecond
 MAX_INTERVAL_S = 31 * 86400.0  # between two starts at the full rate; with MAX_COST and MAX_REFILL_S all sums fit into 63 bits
 MAX_REFILL_S = 366 * 86400.0  # of an empty bucket: its burst at its rate
+MAX_PER_S = 366 * 86400.0  # the time a rate is said for
 MAX_CLAIMS = 8
 MOST_US = 1e17  # three thousand years: the instants of every bucket fit 64 bits
 MEMBER_S = 10.0  # a worker whose last heartbeat is older keeps no sticky keys: five heartbeats
@@ -159,26 +161,31 @@ def _check_unique(unique: Unique) -> None:
 def check_limit(limit: Limit) -> Limit:
     """Raises NameInvalid, ValueInvalid."""
     check_name("limit", limit.name)
-    seconds("per", limit.per_s, least=0.001, most=366 * 86400.0)
+    seconds("per", limit.per_s, least=0.001, most=MAX_PER_S)
     if limit.rate != math.inf:
         _number("rate", limit.rate, limit.per_s / MAX_INTERVAL_S, MAX_RATE * limit.per_s)
         if limit.burst:
             _number("burst", limit.burst, 1.0, MAX_REFILL_S * limit.rate / limit.per_s)
     if limit.concurrency != math.inf:
-        whole = isinstance(limit.concurrency, (int, float)) and limit.concurrency == int(limit.concurrency)
-        if not whole or not 0 <= limit.concurrency <= 2**31 - 1:
+        number = isinstance(limit.concurrency, (int, float)) and not isinstance(limit.concurrency, bool)
+        if not number or not 0 <= limit.concurrency <= 2**31 - 1 or limit.concurrency != int(limit.concurrency):
             raise ValueInvalid(name="concurrency", value=limit.concurrency, allowed="a whole number from 0, or no bound")
     return limit
 
 
 def check_switch(switch: KillSwitch) -> KillSwitch:
     """Raises ValueInvalid."""
+    if not isinstance(switch, KillSwitch):
+        raise ValueInvalid(name="kill_switch", value=switch, allowed="True, or KillSwitch(share=…, least=…, window_s=…, pause_s=…, tries=…)")
     _number("share", switch.share, 0.001, 1.0)
     for name, number in (("least", switch.least), ("tries", switch.tries)):
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 1_000_000:
             raise ValueInvalid(name=name, value=number, allowed="a whole number from 1 to 1000000")
-    seconds("window", switch.window_s, least=1.0, most=MAX_DEDUP_WINDOW_S)
-    seconds("pause", switch.pause_s, least=0.1, most=MAX_DEDUP_WINDOW_S)
+    for name, time in (("window_s", switch.window_s), ("pause_s", switch.pause_s)):
+        if not isinstance(time, (int, float)):  # kept as it is said: a text would reach the store
+            raise ValueInvalid(name=name, value=time, allowed="a number of seconds")
+    seconds("window_s", switch.window_s, least=1.0, most=MAX_DEDUP_WINDOW_S)
+    seconds("pause_s", switch.pause_s, least=0.1, most=MAX_DEDUP_WINDOW_S)
     return switch
 
 
@@ -223,5 +230,7 @@ def keeper(sticky: str, members: "tuple[str, ...] | list[str]") -> str:
 
 def queue_limits(names: object) -> tuple[str, ...]:
     """The limits a whole queue is subject to. Raises NameInvalid."""
-    given = (names,) if isinstance(names, str) else tuple(names)  # type: ignore[arg-type]
+    if not isinstance(names, Iterable):
+        raise ValueInvalid(name="limits", value=names, allowed='names of limits: limits=["api"]')
+    given = (names,) if isinstance(names, str) else tuple(names)
     return tuple(check_name("limit", name) for name in given)

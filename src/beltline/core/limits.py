@@ -43,8 +43,15 @@ def seconds(name: str, value: Seconds, *, least: float = 0.0, most: float = math
     except ValueError:
         found = math.nan
     if not least <= found <= most or (isinstance(value, str) and value.strip()[-1].isdigit()):
-        raise ValueInvalid(name=name, value=value, allowed=f"seconds, a timedelta or a text such as 30s or 5m, from {least:g} to {most:g} seconds")
+        bounds = f"from {_said(least)}" + (f" to {_said(most)}" if most < math.inf else "")
+        raise ValueInvalid(name=name, value=value, allowed=f"seconds, a timedelta or a text such as 30s or 5m, {bounds}")
     return found
+
+
+def _said(seconds: float) -> str:
+    """`1ms`, `0s`, `30s`, `1d`, `366d`."""
+    unit, size = next(((unit, size) for unit, size in reversed(_UNITS.items()) if seconds >= size and (seconds / size).is_integer()), ("s", 1.0))
+    return f"{seconds / size:.15g}{unit}"
 
 
 def instant(name: str, value: datetime) -> float:

@@ -60,7 +60,7 @@ class Schedule(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
 
     @property
     def when(self) -> str:
-        return self.cron or f"every {self.every_s:g} s"
+        return self.cron or f"every {self.every_s:.15g} s"
 
 
 class Step(Struct, frozen=True, kw_only=True, array_like=True, gc=False):

@@ -4,7 +4,7 @@ The rules are asked in the order in which they stop a message; the first that ho
 
     ended      done, expired, dead                             its worker   leased, cancel asked
     time       delayed, parked (no worker knows its task)      the queue    paused, snoozed, stopped by its kill switch
-    its group  another message is before it                    workers      none serves the queue, none knows the task
+    its group  another message is before it                    workers      none serves the queue, is heard of, knows the task
     downstream the next queue is full                          limits       a bucket, a limit of the whole queue, the kill switch tries
     a worker   another one keeps its key                       its turn     its tenant has more than its part, all slots are busy, nothing: it is next
 
@@ -15,9 +15,10 @@ import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from beltline.core.errors import Unsupported
+from beltline.core.flow import MEMBER_S, Claim
 from beltline.core.names import MessageId, QueueName
 from beltline.core.policy import PARKED
 from beltline.core.queues import Counts
@@ -46,7 +47,10 @@ class Why(Struct, frozen=True, kw_only=True):
 
 
 class Scene(Struct, frozen=True, kw_only=True):
-    """What is the same for all messages of a queue. `serving`: workers that are up and serve it; `up`: how many are up at all."""
+    """What is the same for all messages of a queue. `serving`: workers that are up and serve it; `up`: how many are up at all.
+
+    `ages`: seconds since the last heartbeat of every worker the store knows. `queue_limits`: those the whole queue is subject to.
+    """
 
     now: float
     queue: QueueName
@@ -55,6 +59,13 @@ class Scene(Struct, frozen=True, kw_only=True):
     up: int = 0
     serving: tuple[WorkerView, ...] = ()
     limits: dict[str, LimitView] = {}
+    ages: dict[str, float] = {}
+    queue_limits: tuple[str, ...] = ()
+
+    def silent_s(self, worker: str) -> float:
+        """How long nothing has been heard of it; 0.0 while its heartbeats come, or when there are none to go by."""
+        age_s = self.ages.get(worker, 0.0)
+        return age_s if age_s > MEMBER_S else 0.0
 
     @property
     def slots(self) -> int:
@@ -75,6 +86,8 @@ async def scene(engine: Engine, queue: QueueName) -> Scene:
         up=len(alive),
         serving=tuple(worker for worker in alive if queue in worker.queues),
         limits={view.name: view for view in found},
+        ages={worker.id: worker.age_s for worker in workers},
+        queue_limits=next((spec.limits for spec in await engine.queues() if spec.name == queue), ()) if found and isinstance(engine, Browse) else (),
     )
 
 
@@ -104,7 +117,7 @@ def why(facts: Standing, around: Scene) -> Why:
         case "leased":
             return _leased(view, around)
         case "delayed":
-            return _delayed(view, around)
+            return _delayed(view, around, _queue(facts, around))
         case _:
             return _queue(facts, around) or _group(facts) or _workers(view, around) or _closed(facts, around) or _turn(facts, around)
 
@@ -127,20 +140,24 @@ def _leased(view: MessageView, around: Scene) -> Why:
     left_s = view.due_at - around.now
     if left_s <= 0:
         return Why(rule="lease_over", why=f"its lease by {view.worker} is over: the next receive hands it out again", more_workers=not around.serving)
+    silent_s = around.silent_s(view.worker)
+    if silent_s:
+        text = f"{view.worker} has it, and has not been heard of for {span(silent_s)}: unless it comes back, the message is ready again in {span(left_s)}"
+        return Why(rule="silent", why=text + asked, opens_at=view.due_at, more_workers=all(around.silent_s(worker.id) for worker in around.serving))
     return Why(rule="running", why=f"it is running at {view.worker}, lease left {span(left_s)}{asked}", opens_at=view.due_at)
 
 
-def _delayed(view: MessageView, around: Scene) -> Why:
+def _delayed(view: MessageView, around: Scene, whole: Why | None) -> Why:
+    """`whole`: what stops its whole queue. It is told too where it would still do so when the message is ready."""
     in_s = f"in {span(view.due_at - around.now)}"
     if view.why == PARKED:
         text, help = _unknown(view, around)
         return Why(rule="unknown_task", why=f"{text}; it is offered again {in_s}", opens_at=view.due_at, help=help, more_workers=True)
-    return Why(
-        rule="delayed",
-        why=f"it is ready {in_s}" + (f", after {view.why}" if view.why else ""),
-        opens_at=view.due_at,
-        help=f"beltline message ready {view.message.id}",
-    )
+    text, ready = f"it is ready {in_s}" + (f", after {view.why}" if view.why else ""), f"beltline message ready {view.message.id}"
+    if whole is None or whole.opens_at < view.due_at:
+        return Why(rule="delayed", why=text, opens_at=view.due_at, help=ready)
+    help = f"beltline queue resume {around.queue}, and: {ready}"
+    return Why(rule="delayed", why=f"{text}, and then {whole.why}", opens_at=whole.opens_at, help=help)
 
 
 def _unknown(view: MessageView, around: Scene) -> tuple[str, str]:
@@ -152,7 +169,19 @@ def _unknown(view: MessageView, around: Scene) -> tuple[str, str]:
 
 
 # ------------------------------------------------------------------------------------------------------- the whole queue
+def stops(around: Scene) -> Why | None:
+    """What lets nobody receive from the queue, whatever is in it."""
+    return _stopped(around.counts, around)
+
+
 def _queue(facts: Standing, around: Scene) -> Why | None:
+    found = _stopped(facts, around)
+    if found is not None and found.rule == "tripped" and facts.message.failed and facts.message.why:
+        return structs.replace(found, why=f"{found.why}; last here: {facts.message.why}")
+    return found
+
+
+def _stopped(facts: Standing | Counts, around: Scene) -> Why | None:
     queue, resume = around.queue, f"beltline queue resume {around.queue}"
     if facts.paused:
         return Why(rule="paused", why=f"queue {queue} is paused", opens_at=math.inf, help=resume)
@@ -161,7 +190,7 @@ def _queue(facts: Standing, around: Scene) -> Why | None:
         return Why(rule="snoozed", why=text, opens_at=facts.snoozed_until, help=f"to go on at once: {resume}")
     if facts.tripped_until > around.now:
         text = f"queue {queue} has stopped by its kill switch, too much of it failed; in {span(facts.tripped_until - around.now)} it tries a few"
-        return Why(rule="tripped", why=text, opens_at=facts.tripped_until, help=f"mend what fails (beltline dead ls -q {queue}), then: {resume}")
+        return Why(rule="tripped", why=text, opens_at=facts.tripped_until, help=f"mend what fails (beltline message ls -q {queue}), then: {resume}")
     return None
 
 
@@ -194,6 +223,13 @@ def _workers(view: MessageView, around: Scene) -> Why | None:
         others = f"({things(around.up, 'worker')} up, for other queues)" if around.up else "(no worker is up)"
         help = f"beltline worker APP -q {queue}"
         return Why(rule="no_worker", why=f"no worker serves queue {queue} {others}", opens_at=math.inf, help=help, more_workers=True)
+    if all(around.silent_s(worker.id) for worker in around.serving):
+        newest = min(around.serving, key=lambda worker: worker.age_s)
+        who = newest.id if len(around.serving) == 1 else f"none of {things(len(around.serving), 'worker')}"
+        text = f"{who} that serves queue {queue} has {'not ' if len(around.serving) == 1 else ''}been heard of for {span(newest.age_s)}: gone, or cut off"
+        return Why(
+            rule="silent", why=text, opens_at=math.inf, help=f"beltline fleet ls; if it is gone: beltline worker APP -q {queue}", more_workers=True
+        )
     if not any(view.message.task in worker.tasks for worker in around.serving):
         text, help = _unknown(view, around)
         return Why(rule="unknown_task", why=text, opens_at=math.inf, help=help, more_workers=True)
@@ -238,6 +274,33 @@ def _limit(name: str, key: str, opens_at: float, holders: Sequence[str], around:
     return Why(rule="rate", why=text, opens_at=opens_at, limit=name, key=key, help=help)
 
 
+def _used_up_before(facts: Standing, around: Scene) -> Why | None:
+    """A bucket that is open at this instant, and that the messages before this one will use up first."""
+    flow = facts.message.message.flow
+    found: tuple[float, Claim, LimitView] | None = None
+    for claim in (*(flow.claims if flow is not None else ()), *(Claim(name) for name in around.queue_limits)):
+        view = around.limits.get(claim.limit)
+        if view is None or view.rate == math.inf or facts.ahead * claim.cost < view.burst:
+            continue
+        wait_s = facts.ahead * claim.cost * view.per_s / view.rate
+        if found is None or wait_s > found[0]:
+            found = (wait_s, claim, view)
+    if found is None:
+        return None
+    wait_s, claim, view = found
+    of = f" of key {claim.key!r}" if claim.key else ""
+    least = "more than " if facts.ahead >= AHEAD_MOST else ""
+    before = f"with {least}{things(facts.ahead, 'message')} of its kind before it that lasts {least or 'about '}{span(wait_s)}"
+    return Why(
+        rule="rate",
+        why=f"limit {view.name!r}{of} allows {rate(view.rate, view.per_s)}, and {before}",
+        opens_at=around.now + wait_s,
+        limit=view.name,
+        key=claim.key,
+        help=f"beltline limit set {view.name} --rate {rate(2 * view.rate, view.per_s)}",
+    )
+
+
 def _full(view: LimitView | None, holders: Sequence[str]) -> bool:
     """Whether places are what is missing. Engines name at most 10 holders, and also where it is the rate that is used up."""
     if view is None:
@@ -261,9 +324,13 @@ def _turn(facts: Standing, around: Scene) -> Why:
         return Why(rule="tenant", why=text, opens_at=math.inf, help=more, more_workers=True)
     turn = f"; tenant {facts.tenant!r} takes its turn" if facts.tenant else ""
     if around.fleet and counts.leased < slots:
+        behind = _used_up_before(facts, around)
+        if behind is not None:
+            return behind
         free = f"{things(slots - counts.leased, 'slot')} of {slots} free"
         note = f"; last: {facts.message.why}" if facts.message.why else ""
         return Why(rule="next", why=f"nothing holds it: {free}{before}{turn}{note}")
-    busy = f"all {things(slots, 'slot')} of {things(len(around.serving), 'worker')} are busy" if around.fleet else "it waits for a free slot"
+    all_busy = f"all {things(slots, 'slot')} of {things(len(around.serving), 'worker')} are busy" if slots > 1 else "the only slot is busy"
+    busy = all_busy if around.fleet else "it waits for a free slot"
     ready = f"{things(counts.ready, 'message')} ready in {around.queue}, {things(counts.leased, 'message')} running"
     return Why(rule="slots", why=f"{busy}: {ready}{before}{turn}", opens_at=math.inf, help=more, more_workers=True)

@@ -7,10 +7,10 @@ from beltline.core.policy import PARKED
 from beltline.core.views import MessageFilter, Standing
 from beltline.core.words import count, things
 from beltline.engines.protocol import Browse, Engine
-from beltline.monitor.explain import Scene, Why, scene, standing, why
+from beltline.monitor.explain import Scene, Why, scene, standing, stops, why
 
 SAMPLE = 20
-WHOLE = ("paused", "snoozed", "tripped", "no_worker", "trying", "downstream")  # rules that hold for every ready message
+WHOLE = ("paused", "snoozed", "tripped", "no_worker", "silent", "trying", "downstream")  # rules that hold for every ready message
 
 
 class Reason(Struct, frozen=True, kw_only=True):
@@ -39,6 +39,9 @@ async def explain_queue(engine: Engine, queue: QueueName) -> QueueWhy:
         text = f"no worker of queue {queue} knows their task; they are offered again every few seconds"
         lost = Why(rule="unknown_task", why=text, help="start a worker whose app has it", more_workers=True)
         reasons.append(Reason(messages=counts.parked, sampled=False, why=lost, example=await _parked(engine, queue)))
+    stopped = stops(around)
+    if stopped is not None and not counts.ready:  # nothing waits for it yet, and still it is what an operator asks for
+        reasons.append(Reason(messages=0, sampled=False, why=stopped))
     facts = await _oldest(engine, queue) if counts.ready else []
     found: dict[tuple[str, str], Reason] = {}
     for each in facts:

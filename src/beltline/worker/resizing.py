@@ -67,6 +67,7 @@ class Resizing:
         self._settler = settler
         self._free = free
         self._asked: dict[QueueName, int] = {}
+        self._why: dict[QueueName, str] = {}  # of what was asked for last: some of it may come later
         self._deaf: set[QueueName] = set()
         self._woken: dict[QueueName, float] = {}
         self._used_at: dict[QueueName, float] = {}
@@ -109,21 +110,21 @@ class Resizing:
         self._arrange()
         self._listen()
 
-    def resize(self, queue: QueueName, slots: int, *, listen: bool = True) -> int:
+    def resize(self, queue: QueueName, slots: int, *, listen: bool = True, why: str = "") -> int:
         """Ask for so many slots, 0..MAX_SLOTS, also outside of the range. How many it will be: the host may allow fewer.
 
-        `listen`: with 0 slots, whether a message may wake the queue. False where other workers of the fleet have slots.
+        `listen`: with 0 slots, whether a message may wake the queue. False where other workers of the fleet have slots. `why`: for the log.
         """
         intake = self._dealing.intakes[queue]
         if not self._dealing.open:
             return intake.slots
         slots = max(0, min(slots, MAX_SLOTS))
         (self._deaf.discard if listen else self._deaf.add)(queue)
-        self._asked[queue] = slots
+        self._asked[queue], self._why[queue] = slots, why
         if slots or not listen:
             self._woken.pop(queue, None)
         if slots or queue not in self._woken:
-            self._give(intake, self._allowed(intake, slots))
+            self._give(intake, self._allowed(intake, slots), why)
         self._listen()
         return intake.slots
 
@@ -140,7 +141,7 @@ class Resizing:
         self._runner_bytes = self._crew.mean_rss_bytes() or self._runner_bytes
         for queue, intake in self._dealing.intakes.items():
             if self._asked[queue] > intake.slots:
-                self._give(intake, self._allowed(intake, self._asked[queue]))
+                self._give(intake, self._allowed(intake, self._asked[queue]), self._why.get(queue, ""))
         if self._runners() > len(self._crew.posts):
             self._arrange()
         self._listen()
@@ -158,16 +159,14 @@ class Resizing:
             if waits and now - self._woken[queue] < WAKE_S:
                 intake.dealt_at = now  # its runner is on the way
         elif now - self._used_at[queue] > self.rest_s:
-            log.info("%s rests: no message for %.3g s", queue, self.rest_s)
             del self._woken[queue]
-            self._give(intake, 0)
+            self._give(intake, 0, f"no message for {self.rest_s:.3g} s")
             self._listen()
 
     def _wake(self, queue: QueueName, intake: Intake, now: float) -> None:
         if queue not in self._deaf and self._allowed(intake, 1):
-            log.info("%s is woken by a message", queue)
             self._woken[queue] = self._used_at[queue] = now
-            self._give(intake, 1)
+            self._give(intake, 1, "a message has come")
             return
         intake.listening = False
         for delivery in intake.empty():
@@ -182,9 +181,9 @@ class Resizing:
                 intake.room.set()
             intake.listening = listening
 
-    def _give(self, intake: Intake, slots: int) -> None:
+    def _give(self, intake: Intake, slots: int, why: str) -> None:
         if slots != intake.slots:
-            log.debug("%s: %d slots, were %d", intake.queue, slots, intake.slots)
+            log.info("queue %s: from %d to %d slots%s", intake.queue, intake.slots, slots, why and f": {why}")
             intake.slots = slots
             self._arrange()
             self._dealing.deal_all()

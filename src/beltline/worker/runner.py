@@ -23,6 +23,7 @@ from beltline.app import App
 from beltline.core.errors import BeltlineError
 from beltline.core.message import Delivery, Receipt
 from beltline.loading import load_app
+from beltline.origin import owner
 from beltline.resources import Resources
 from beltline.worker.conduct import Conduct
 from beltline.worker.failures import failure_of
@@ -259,14 +260,8 @@ def _hello(app: App) -> Hello:
         versions={"beltline": importlib.metadata.version("beltline"), "python": platform.python_version()},
         limits=list(app.limits.values()),
         schedules=app.schedules.specs(),
-        owner=_owner(app.spec),
+        owner=owner(app),
     )
-
-
-def _owner(spec: str) -> str:
-    """The same app, whether it is named by its module or by its file."""
-    place, _, attribute = spec.partition(":")
-    return f"{place.rpartition('/')[2].removesuffix('.py')}:{attribute}" if spec else ""
 
 
 def _title(title: str) -> None:

@@ -35,10 +35,10 @@ class Resizable(Protocol):
 
     def size(self, queue: QueueName) -> int: ...
 
-    def resize(self, queue: QueueName, slots: int, *, listen: bool = True) -> int:
+    def resize(self, queue: QueueName, slots: int, *, listen: bool = True, why: str = "") -> int:
         """Ask for so many slots. Returns what it will be: the host may have room for fewer. What runs is never stopped for it.
 
-        `listen`: with 0 slots, whether a message may wake the queue.
+        `listen`: with 0 slots, whether a message may wake the queue. `why`, in words, is logged with the change, whenever there is one.
         """
         ...
 
@@ -75,7 +75,7 @@ class Scaling:
             except Unsupported as error:
                 log.warning("every range is taken at its upper end: %s", error)
                 for queue, (_, most) in self._crew.ranges().items():
-                    self._crew.resize(queue, most)
+                    self._crew.resize(queue, most, why="the upper end of its range")
                 return
             except BeltlineError as error:
                 self._tell(f"slots stay as they are for now: {error}")
@@ -94,11 +94,8 @@ class Scaling:
         wanted = {queue: self._share(sizes[queue], own, views) for queue, own in crew.ranges().items()}
         late = {queue: standing(sizes[queue]).late for queue in wanted}
         for queue in sorted(wanted, key=lambda queue: (wanted[queue] > crew.size(queue), -late[queue])):
-            before, slots = crew.size(queue), crew.resize(queue, wanted[queue], listen=not sizes[queue].slots)
-            if slots != before:
-                log.info(
-                    "queue %s: from %d to %d slots here, %d in the fleet: %s", queue, before, slots, sizes[queue].slots, standing(sizes[queue]).reason
-                )
+            size = sizes[queue]
+            crew.resize(queue, wanted[queue], listen=not size.slots, why=f"{size.slots} in the fleet, {standing(size).reason}")
         self._tell(crew.refusal())
 
     def _share(self, size: Size, own: tuple[int, int], views: list[WorkerView]) -> int:

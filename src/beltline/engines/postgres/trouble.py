@@ -63,7 +63,9 @@ def connecting(error: psycopg.Error, shown: str) -> BeltlineError:
         "53300": "The server has no connection left: lower ?pool=, raise max_connections, or put a pooler between.",
     }
     code = next((code for words, code in _WORDS.items() if words in text), error.sqlstate or "")
-    return EngineUnavailable(f"{shown} cannot be reached: {text}", effect="none", help=helps.get(code, "Is the server running? It is tried again."))
+    return EngineUnavailable(
+        f"{shown} cannot be reached: {text}", effect="none", help=helps.get(code, "Is the server running? A worker tries again by itself.")
+    )
 
 
 # libpq reports the failures of a connection attempt as text only.
@@ -104,7 +106,7 @@ def asking(error: psycopg.Error, shown: str, schema: str) -> BeltlineError:
     if state in _FULL:
         return EngineUnavailable(f"{shown} is full: {text}", effect="none", help="Make room on the server.")
     if state == "42501":
-        return EngineUnavailable(f"{shown} forbids it: {text}", effect="none", help=_GRANT.format(schema=schema))
+        return EngineUnavailable(f"{shown} forbids it: {text}", effect="none", help=_GRANT.format(schema=schema), forbidden=True)
     return EngineError(f"{shown} refused: {text} ({state})", why="Nothing was stored.")
 
 

@@ -138,7 +138,10 @@ def prepare(path: Path) -> Path:
 def _unusable(place: Path, what: str, error: OSError | None) -> EngineUnavailable:
     reason = f" ({error.strerror})" if error is not None and error.strerror else ""
     return EngineUnavailable(
-        f"{place} {what}{reason}.", effect="none", help=f"Give this user the right to write there (chmod u+rwx {place}), or choose another path."
+        f"{place} {what}{reason}.",
+        effect="none",
+        help=f"Give this user the right to write there (chmod u+rwx {place}), or choose another path.",
+        forbidden=error is None or isinstance(error, PermissionError),
     )
 
 

@@ -176,6 +176,18 @@ async def a_limit_of_two_queues_and_of_messages_is_one(engine: Full) -> None:
     assert await _started(engine, queue=kit.OTHER) == 0
 
 
+async def a_claim_on_a_limit_of_its_own_queue_is_charged_beside_the_queues_start(engine: Full, time: Time) -> None:
+    await engine.declare([kit.specs(WORK, limits=(API,))])
+    await kit.set_limit(engine, rate=1.0, burst=4.0)
+    await kit.send(engine, *kit.limited(6))
+    assert await _started(engine) == 2
+    time.advance(4.0)
+    assert await _started(engine, limit=1) == 1
+    assert await _started(engine) == 1
+    time.advance(2.0)
+    assert await _started(engine) == 1
+
+
 async def all_limits_of_a_queue_are_kept(engine: Full) -> None:
     await engine.declare([kit.specs(WORK, limits=("a", "b", "free"))])
     await kit.set_limit(engine, "a", rate=1.0, burst=4.0)
