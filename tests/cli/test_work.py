@@ -24,6 +24,10 @@ def test_a_result_comes_back_and_the_worker_is_seen(worker, beltline):
     [seen] = beltline("fleet", "ls", "--json").json
     assert (seen["id"], seen["state"], seen["queues"]["double"]) == (worker.started["worker"], "up", 2)
     assert beltline("fleet", "show", seen["id"][:-3], "--json").json["id"] == seen["id"]
+    shown = beltline("fleet", "show", seen["id"]).out
+    assert "number 1, pid " in shown
+    assert "MB, up " in shown
+    assert "{" not in shown
     assert beltline("fleet", "show", "nobody").code == 3
     assert beltline("health").code == 0
     assert any(each["check"] == "workers" and each["found"] == "1 worker up" for each in beltline("doctor", "--json").json)

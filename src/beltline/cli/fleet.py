@@ -11,7 +11,7 @@ from beltline.cli.output import Column, Form
 from beltline.cli.powers import fleet_of
 from beltline.cli.shapes import WorkerItem, instant, worker_item
 from beltline.cli.text import ago, safe, span, things
-from beltline.core.codec import to_json
+from beltline.cli.text import size as size_text
 from beltline.engines.protocol import Engine
 
 
@@ -156,4 +156,29 @@ def _lines(session: Session, item: WorkerItem, now: datetime) -> list[str]:
         f"  queues     {_queues(item)}",
         f"  tasks      {safe(', '.join(item.tasks)) or 'none'}",
     ]
-    return lines + [f"  {safe(name):<10} {safe(value if isinstance(value, str) else to_json(value))}" for name, value in item.detail.items()]
+    for name, value in item.detail.items():
+        several = value if isinstance(value, list) and value and all(isinstance(each, dict) for each in value) else [value]
+        lines += [f"  {safe(name.removesuffix('_s')):<10} {safe(text)}" for each in several if (text := _words(name, each))]
+    return lines
+
+
+def _words(name: str, value: object) -> str:
+    """A detail of a heartbeat, whichever version wrote it: units are at the end of names. "" = nothing to tell."""
+    match value:
+        case None | False | "":
+            return ""
+        case dict():
+            told = ((key, _words(key, each)) for key, each in value.items())
+            return ", ".join(key if text == "yes" else f"{key.removesuffix('_bytes').removesuffix('_s')} {text}" for key, text in told if text)
+        case list():
+            return " ".join(_words(name, each) or "0" for each in value)
+        case True:
+            return "yes"
+        case int() | float() if name.endswith("_bytes"):
+            return size_text(value)
+        case int() | float() if name.endswith("_s"):
+            return span(value)
+        case int() | float():
+            return f"{value:.4g}" if isinstance(value, float) else str(value)
+        case _:
+            return str(value)

@@ -82,6 +82,10 @@ DO $$ DECLARE t text; BEGIN
   FOREACH t IN ARRAY ARRAY['flow', 'flow_share', 'flow_lane', 'flow_ready', 'flow_message', 'flow_hold', 'flow_bucket', 'flow_event', 'flow_ended'] LOOP
     EXECUTE format('ALTER TABLE beltline.%I SET (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0)', t);
   END LOOP;
+  -- Room for the next version of a row on its own page: most updates of these change no indexed column.
+  FOREACH t IN ARRAY ARRAY['flow', 'flow_share', 'flow_lane', 'flow_bucket'] LOOP
+    EXECUTE format('ALTER TABLE beltline.%I SET (fillfactor = 60)', t);
+  END LOOP;
 END $$;
 
 -- These have more parameters now, all with a default, so that a process of the version before goes on calling them; the files behind this one create them.
