@@ -28,9 +28,12 @@ from beltline.testing.machine.steps import EngineMachine
 STEPS = 40
 
 
-def case(kind: type[Harness], *, oracle: type[Harness] | None = None) -> type[TestCase]:
-    """A test case for pytest or unittest: `kind` alone against the invariants, or beside an `oracle`."""
-    machine: Any = type(f"{kind.__name__}Machine", (EngineMachine,), {"subject_kind": kind, "oracle_kind": oracle})
+def case(kind: type[Harness], *, oracle: type[Harness] | None = None, parts: frozenset[str] | None = None) -> type[TestCase]:
+    """A test case for pytest or unittest: `kind` alone against the invariants, or beside an `oracle`.
+
+    `parts`: of "flow" (control) and "schedules" (with fleets) those that every history has; None: each history draws them.
+    """
+    machine: Any = type(f"{kind.__name__}Machine", (EngineMachine,), {"subject_kind": kind, "oracle_kind": oracle, "parts": parts})
     found = cast("type[TestCase]", machine.TestCase)
     found.settings = settings(  # type: ignore[attr-defined]  # Hypothesis puts it there
         max_examples=int(os.environ.get("BELTLINE_EXAMPLES", "40")),

@@ -25,6 +25,7 @@ class Driver(RuleBasedStateMachine):
 
     subject_kind: ClassVar[type[Harness]]
     oracle_kind: ClassVar[type[Harness] | None]
+    parts: ClassVar[frozenset[str] | None]  # what every history has; None: as it is drawn
 
     def __init__(self) -> None:
         super().__init__()

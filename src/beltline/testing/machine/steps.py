@@ -55,6 +55,8 @@ class EngineMachine(FleetSteps):
         self.ageing_s = ageing_s  # for good: an engine need not know since when a message waits once the worth of waiting has changed
         self.do(lambda engine: engine.open())
         self.do(lambda engine: engine.declare([kit.specs(queue, ageing_s=ageing_s) for queue in QUEUES]))
+        if self.parts is not None:
+            shaped, timed = "flow" in self.parts, "schedules" in self.parts
         if shaped:
             self.begin_flow()
         if timed:
@@ -364,7 +366,9 @@ class EngineMachine(FleetSteps):
             assert getattr(count, state) == here.count(state), f"{queue}: counts say {count}, browsing finds {here.count(state)} {state}"
         assert count.done == here.count("done") or (self.retained and count.done > here.count("done"))
         assert count.oldest_ready_s >= 0.0
-        assert 0 <= count.held <= count.ready
+        behind = sum(view.blocked and view.state == "ready" for view in self.views.values() if view.message.queue == queue)
+        assert behind <= count.held <= count.ready
+        assert count.held == count.ready or not count.paused
 
     def _leases_of_groups(self) -> None:
         lanes = [(view.message.queue, view.message.group) for view in self.views.values() if view.state == "leased" and view.message.group]
