@@ -192,9 +192,9 @@ def test_why_of_a_queue_counts_the_reasons(beltline, store):
     [reason] = found["reasons"]
     assert (reason["rule"], reason["messages"], reason["limit"], reason["more_workers"]) == ("concurrency", 3, "api", False)
     text = beltline("queue", "why", "resize").out
-    assert "3 messages ready, 3 of them behind a closed limit" in text
+    assert "3 messages ready, 3 of them held back" in text
     assert "(adding workers will not help)" in text
-    assert "3 of the ready, behind a closed limit" in beltline("queue", "show", "resize").out
+    assert "3 of the ready, which no further slot would let start" in beltline("queue", "show", "resize").out
     assert beltline("queue", "why", "mail", "--json").json["reasons"] == []
     assert beltline("queue", "why", "nowhere").code == 3
 

@@ -91,7 +91,7 @@ def test_tasks_that_have_been_running_without_an_end_are_taken_to_be_as_slow_as_
     slow, _ = decide(sample(ended=0, runnable=20, leased=2, service=Service()), settled(2, quiet_from=970.0), PLAIN)
     free, _ = decide(sample(ended=0, runnable=20, leased=1, service=Service()), settled(2, quiet_from=970.0), PLAIN)
     assert (fast.service_s, slow.service_s, free.service_s) == (2.0, 30.0, 0.0)
-    assert (fast.need, slow.need, free.need) == (4, 60, 1)
+    assert (fast.need, slow.need, free.need) == (4, 22, 1)  # no more than there are messages
 
 
 def test_an_end_that_is_a_little_late_is_no_news():
@@ -105,8 +105,37 @@ def test_from_zero_at_the_first_message():
     assert (decision.slots, decision.term) == (1, FIRST)
 
 
+def test_a_message_that_is_through_before_anybody_looks_is_the_first_one_all_the_same():
+    idle = settled(0, stirred_at=-math.inf, came=3, served=3)
+    decision, trend = decide(sample(came=4, served=4), idle, PLAIN)
+    assert (decision.before, decision.slots, decision.term, decision.news) == (0, 1, FIRST, True)
+    made, _ = rounds([sample(at=1000.0 + 2.0 * number, came=4, served=4) for number in range(1, 80)], trend)
+    assert [(each.at, each.slots) for each in made if each.news] == [(1124.0, 0)]
+    for fields in ({"served": 3}, {"served": 4, "shut": "paused"}):
+        assert decide(sample(came=4, **fields), idle, PLAIN)[0].slots == 0
+    assert decide(sample(came=4, served=4), Trend(), PLAIN)[0].slots == 0  # nobody has looked before: that may be long ago
+    assert decide(sample(came=4, served=4, most=2), Trend(), PLAIN)[0].slots == 1
+
+
+def test_a_first_message_is_told_as_one_whether_it_waits_or_runs_and_whatever_is_known_of_it():
+    for fields in ({"runnable": 1}, {"leased": 1}):
+        unknown, _ = decide(sample(came=1, ended=0, service=Service(), **fields), Trend(), PLAIN)
+        assert (unknown.slots, unknown.term) == (1, FIRST)
+        assert unknown.reason == "a first message: 1 slot until it is known how long tasks take"
+        known, _ = decide(sample(came=1, ended=0, **fields), Trend(), PLAIN)
+        assert known.reason == "the first message has come"
+    still_unknown, _ = decide(sample(came=9, ended=0, leased=1, service=Service()), settled(2, quiet_from=1000.0), PLAIN)
+    assert (still_unknown.term, still_unknown.need) == (FIRST, 1)
+
+
+def test_when_nothing_arrives_any_more_no_rate_is_told():
+    decision, _ = decide(sample(), settled(1), PLAIN)
+    assert (decision.slots, decision.term) == (1, STEADY)
+    assert decision.reason.startswith("next to nothing arrives: 1 slot until nothing has come, waited or run for 120 s")
+
+
 def test_zero_stays_zero_while_nothing_can_run():
-    for fields in ({}, {"held": 5}, {"paused": True, "runnable": 9}):
+    for fields in ({}, {"held": 5}, {"shut": "paused", "runnable": 9}):
         decision, _ = decide(sample(came=9, **fields), settled(0, came=0), PLAIN)
         assert (decision.slots, decision.term) == (0, IDLE), fields
 
@@ -188,6 +217,25 @@ def test_what_is_held_back_by_limits_and_groups_is_no_reason_for_slots():
     assert "more slots would not help" in held.reason
 
 
+def test_draining_asks_for_no_more_slots_than_there_are_messages():
+    one, _ = decide(sample(runnable=1, oldest_s=60.0, service=Service(100, 15.0, 0.0)), settled(0), PLAIN)
+    assert (one.slots, one.need) == (1, 1)
+    few, _ = decide(sample(runnable=3, leased=2, oldest_s=60.0, service=Service(100, 15.0, 0.0)), settled(2), PLAIN)
+    assert (few.slots, few.need, few.term) == (5, 5, DRAIN)
+    assert "5 slots to start them" in few.reason
+
+
+def test_one_slot_stays_while_what_is_held_back_is_let_through_now_and_then():
+    decision, _ = decide(sample(runnable=0, held=60, leased=0), settled(1, grown_at=-math.inf, agreeing=9), PLAIN)
+    assert decision.slots == 1
+
+
+def test_why_nothing_may_be_received_is_said():
+    for shut in ("paused", "snoozed", "stopped by its kill switch"):
+        decision, _ = decide(sample(held=60, shut=shut), settled(2), PLAIN)
+        assert decision.reason.startswith(f"the queue is {shut}; "), decision.reason
+
+
 def test_a_host_that_refuses_is_named():
     decision, _ = decide(sample(runnable=80, most=8, standing=2, refusal="photo-1: no free memory: 12 of the 2000 MiB"), settled(2), PLAIN)
     assert (decision.slots, decision.limit) == (8, HOST)
@@ -236,7 +284,7 @@ loads = st.fixed_dictionaries(
         "most": st.one_of(st.integers(10, 80), st.just(math.inf)),
         "came": st.integers(0, 100_000),
         "ended": st.integers(0, 100_000),
-        "paused": st.booleans(),
+        "shut": st.sampled_from(("", "paused")),
         "ordered": st.booleans(),
         "offered": st.integers(0, 80),
         "service": st.builds(Service, st.floats(0, 200), st.floats(0, 600), st.floats(0, 1e4)),
@@ -269,6 +317,13 @@ def test_a_larger_backlog_never_gets_fewer_slots(load: dict[str, Any], trend: Tr
     fewer, _ = decide(sample(**load), trend)
     many, _ = decide(sample(**{**load, "runnable": load["runnable"] + more, "came": load["came"]}), trend)
     assert many.slots >= fewer.slots
+
+
+@given(loads, trends)
+def test_draining_never_asks_for_more_than_the_messages_there_are(load: dict[str, Any], trend: Trend):
+    decision, _ = decide(sample(**{**load, "held": 0}), trend)
+    if decision.term == DRAIN:
+        assert decision.need <= load["runnable"] + load["leased"]
 
 
 @given(loads, trends)

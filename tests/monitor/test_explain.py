@@ -247,7 +247,7 @@ async def test_a_limit_of_concurrency_names_who_holds_it() -> None:
     whole = await bench.queue()
     [reason] = whole.reasons
     assert (reason.messages, reason.example, reason.why) == (1, ids[2], found)
-    assert summary(whole) == "1 message ready, 1 of them behind a closed limit, 0 delayed, 2 running; 4 slots of 1 worker"
+    assert summary(whole) == "1 message ready, 1 of them held back, 0 delayed, 2 running; 4 slots of 1 worker"
     await bench.engine.set_limit(Limit(name="api", concurrency=0))
     assert (await bench.why(ids[2])).why == "limit 'api' allows none to run"
 

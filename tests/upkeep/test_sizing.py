@@ -9,6 +9,7 @@ import pytest
 
 from beltline.core.chain import ChainPlan, End, StagePlan, To
 from beltline.core.errors import Unsupported
+from beltline.core.flow import Limit
 from beltline.core.names import ChainName, QueueName, StageName, TaskName, WorkerId
 from beltline.core.outcome import Ack, Settlement
 from beltline.core.queues import Feed, QueueSpec
@@ -152,6 +153,31 @@ async def test_a_full_next_belt_lets_nothing_grow(place: Place) -> None:
     for delivery in await place.engine.receive([NEXT], limit=8, lease_s=3600.0):
         await place.engine.settle([Settlement(delivery.receipt, Ack())])
     assert (await place.round()).slots == 5  # room for eight: four, beside the one that is leased
+
+
+async def test_what_a_limit_of_the_queue_or_a_group_holds_back_asks_for_no_slots(place: Place) -> None:
+    await place.open(limits=("api",))
+    await place.engine.set_limit(Limit(name="api", rate=1.0, burst=1.0))
+    service = {"work": [10, 50.0, 500.0], "next": [10, 50.0, 500.0]}
+    await place.beat(view(queues={"work": 1, "next": 1}, ranges={"work": [1, 8], "next": [1, 8]}, service=service))
+    await place.round(queues=(WORK, NEXT))
+    await place.engine.send(messages(60, WORK))
+    await place.engine.send(messages(60, NEXT, group="g"))
+    await place.round(queues=(WORK, NEXT))
+    assert {size.queue: size.slots for size in await place.engine.sizes()} == {WORK: 1, NEXT: 1}
+    decisions = {each.queue: each for each in reversed(await place.engine.decisions())}
+    for queue in (WORK, NEXT):
+        assert (decisions[queue].runnable, decisions[queue].held, decisions[queue].limit) == (1, 59, "keys")
+    assert "only 1 can run at once, 59 are held back by limits or by their groups" in decisions[NEXT].reason
+
+
+async def test_a_queue_that_is_snoozed_or_tripped_asks_for_none_and_says_so(place: Place) -> None:
+    await place.open()
+    await place.beat(view(service={"work": [10, 50.0, 500.0]}))
+    await place.engine.send(messages(60, WORK))
+    await place.engine.snooze(WORK, seconds=600.0)
+    size = await place.round()
+    assert (size.slots, standing(size).reason.partition(";")[0]) == (2, "the queue is snoozed")
 
 
 async def test_a_queues_target_says_how_soon(place: Place) -> None:

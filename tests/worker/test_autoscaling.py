@@ -4,7 +4,7 @@ from pathlib import Path
 
 from beltline.core.names import QueueName
 from tests.worker import lines
-from tests.worker.kit import ended, new_engine, send, until, worker
+from tests.worker.kit import counts, ended, new_engine, send, until, worker
 
 GATE, WORK = QueueName("gate"), QueueName("work")
 
@@ -47,6 +47,50 @@ async def test_two_workers_hold_together_what_was_decided() -> None:
         await engine.set_range(WORK, 7, 7)
         await until(lambda: one.resizing.size(WORK) + two.resizing.size(WORK) == 7)
         assert {one.resizing.size(WORK), two.resizing.size(WORK)} == {3, 4}
+
+
+async def test_a_message_that_is_through_at_once_leaves_its_decision() -> None:
+    engine = await new_engine()
+    async with worker(engine, queues={"work": (0, 2)}) as supervisor:
+        [id] = await send(engine, lines.double.call(4))
+        assert (await ended(engine, id)).outcome == "succeeded"
+
+        async def told() -> bool:
+            return bool(await engine.decisions(WORK))
+
+        await until(told)
+        await until(lambda: supervisor.resizing.size(WORK) == 1)
+    decision = (await engine.decisions(WORK))[-1]
+    assert (decision.before, decision.slots, decision.term) == (0, 1, "first message")
+
+
+async def test_a_dry_run_is_not_woken() -> None:
+    engine = await new_engine()
+    async with worker(engine, queues={"work": (0, 2)}, dry_run=True) as supervisor:
+        [id] = await send(engine, lines.double.call(4))
+
+        async def told() -> bool:
+            return any(each.slots == 1 and each.by.endswith("(dry run)") for each in await engine.decisions(WORK))
+
+        await until(told)
+        view = await engine.get(id)
+        assert (view.state, view.epoch, supervisor.resizing.size(WORK)) == ("ready", 0, 0)
+
+
+async def test_many_messages_of_one_group_do_not_make_a_fleet_grow(tmp_path: Path) -> None:
+    engine = await new_engine()
+    async with worker(engine, queues={"gate": (1, 8)}) as supervisor:
+        ids = await send(engine, *(lines.gate.call(str(tmp_path)) for _ in range(30)), group="g")
+
+        async def looked_at() -> bool:
+            sizes = await engine.sizes()
+            return bool(sizes) and sizes[0].turn >= 3 and (await counts(engine, "gate")).leased == 1
+
+        await until(looked_at)
+        assert [decision.limit for decision in await engine.decisions(GATE) if decision.slots > 1] == []
+        assert supervisor.resizing.size(GATE) == 1
+        (tmp_path / "go").touch()
+        assert (await ended(engine, ids[0])).outcome == "succeeded"
 
 
 async def test_a_dry_run_leaves_the_slots_as_they_are() -> None:

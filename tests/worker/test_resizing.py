@@ -208,8 +208,9 @@ async def test_fifty_resizes_under_load_lose_nothing_and_run_nothing_twice(tmp_p
 @both
 async def test_from_zero_the_first_message_starts_a_runner_and_peace_ends_it(processes: bool) -> None:
     engine = await new_engine()
-    async with worker(engine, processes=processes, queues={"work": (0, 2)}, dry_run=True) as supervisor:
+    async with worker(engine, processes=processes, queues={"work": (1, 1)}) as supervisor:
         supervisor.resizing.rest_s = 0.1
+        supervisor.resize(QueueName("work"), 0)
         for n in range(2):
             await until(lambda: not supervisor.crew.children)
             assert supervisor.resizing.size(QueueName("work")) == 0
@@ -232,7 +233,8 @@ async def test_a_worker_may_be_told_to_leave_the_first_message_to_others() -> No
 async def test_from_zero_a_process_task_gets_its_own_runner(tmp_path: Path) -> None:
     engine = await new_engine()
     (tmp_path / "go").touch()
-    async with worker(engine, processes=True, queues={"process": (0, 2)}, dry_run=True) as supervisor:
+    async with worker(engine, processes=True, queues={"process": (1, 1)}) as supervisor:
+        supervisor.resize(QueueName("process"), 0)
         await until(lambda: not supervisor.crew.children)
         [id] = await send(engine, lines.in_a_process_of_its_own.call(str(tmp_path)))
         assert await result(engine, id) == int(next(iter(names(tmp_path) - {"go"})).removeprefix("process-"))
@@ -294,7 +296,8 @@ async def test_memory_for_slots_may_not_be_enough_for_another_runner() -> None:
 
 async def test_a_host_without_memory_for_a_runner_leaves_the_message_to_others() -> None:
     engine, room = await new_engine(), Room(3000)
-    async with worker(engine, processes=True, queues={"work": (0, 2)}, dry_run=True, free=room) as supervisor:
+    async with worker(engine, processes=True, queues={"work": (1, 1)}, free=room) as supervisor:
+        supervisor.resize(QueueName("work"), 0)
         await until(lambda: not supervisor.crew.children)
         room.available_mib = 0
         [id] = await send(engine, lines.double.call(1))
@@ -344,11 +347,12 @@ async def test_what_was_refused_is_told_when_it_is_there_with_its_reason(caplog:
 async def test_a_queue_that_is_woken_and_rests_says_so_in_one_line_each(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "beltline")
     engine = await new_engine()
-    async with worker(engine, queues={"work": (0, 2)}, dry_run=True) as supervisor:
+    async with worker(engine, queues={"work": (1, 1)}) as supervisor:
         supervisor.resizing.rest_s = 0.1
+        supervisor.resize(QueueName("work"), 0)
         assert await run(engine, lines.double.call(1)) == 2
-        await until(lambda: len(told(caplog)) == 2)
-    assert told(caplog) == ["queue work: from 0 to 1 slots: a message has come", "queue work: from 1 to 0 slots: no message for 0.1 s"]
+        await until(lambda: len(told(caplog)) == 3)
+    assert told(caplog)[1:] == ["queue work: from 0 to 1 slots: a message has come", "queue work: from 1 to 0 slots: no message for 0.1 s"]
 
 
 async def test_the_heartbeat_tells_slots_ranges_service_and_refusal() -> None:

@@ -84,7 +84,7 @@ def _lines(session: Session, item: QueueItem) -> list[str]:
         f"  poison after   {things(item.max_deliveries, 'unanswered delivery', 'unanswered deliveries')}",
     ]
     if item.held:
-        lines.append(f"  held           {count(item.held)} of the ready, behind a closed limit: beltline queue why {safe(item.name)}")
+        lines.append(f"  held           {count(item.held)} of the ready, which no further slot would let start: beltline queue why {safe(item.name)}")
     if item.snoozed_until is not None:
         lines.append(f"  snoozed until  {_iso(item.snoozed_until)}: beltline queue resume {safe(item.name)} ends it")
     if item.limits:

@@ -10,6 +10,7 @@ from beltline.core.policy import MAX_DELIVERIES
 
 AGEING_S = 60.0
 HIGH_WATER = 10_000
+COUNTED = 10_000  # messages that could start: up to here engines say exactly how many
 
 
 class Feed(Struct, frozen=True, array_like=True, gc=False):
@@ -48,8 +49,9 @@ class QueueSpec(Struct, frozen=True, kw_only=True, array_like=True, gc=False):
 class Counts(Struct, frozen=True, kw_only=True):
     """How many messages of a queue are in which state, exactly. `ready` includes those behind their group's head and those whose lease or delay is over.
 
-    `held`: those of `ready` that wait behind a closed limit, so that no further slot would help. `snoozed_until`, `tripped_until` (by its kill switch), as instants,
-    0.0 = not; `trying`: the kill switch lets a few through to see.
+    `held`: those of `ready` that no further slot would let start now, so `ready - held` is what more slots would hand out: they are behind their group's head or its
+    lease, behind a closed limit, beyond what the limits of the queue still allow, or the queue is paused, snoozed or tripped. Up to COUNTED the difference is exact.
+    `snoozed_until`, `tripped_until` (by its kill switch), as instants, 0.0 = not; `trying`: the kill switch lets a few through to see.
     `done` counts all that ended here since the queue exists (it does not sink when history is dropped). `oldest_ready_s`: how long the oldest ready message waits; 0.0 = none.
     """
 
@@ -65,6 +67,13 @@ class Counts(Struct, frozen=True, kw_only=True):
     snoozed_until: float = 0.0
     tripped_until: float = 0.0
     trying: bool = False
+
+
+def held_back(ready: int, free: float, room: float, *, shut: bool) -> int:
+    """Counts.held. `free`: of the ready ones those that neither their group nor a closed lane holds; `room`: starts that limits and kill switch of the queue allow now;
+    `shut`: nothing at all is handed out.
+    """
+    return ready if shut else ready - int(max(0, min(ready, free, room)))
 
 
 def rank(now: float, priority: int, ageing_s: float) -> float:

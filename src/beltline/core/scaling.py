@@ -6,11 +6,11 @@
 
 a arrivals per second (smoothed, with trend) · S mean service time · B runnable messages (none that a limit, a pause or its group holds back) · T target wait ·
 g age of the oldest of them · t0 start of a runner. The need is max(N1, N2), at most what can run at once: the keys of FIFO groups, the room on the next belt.
-The size is the need, clamped to the range of the fleet.
+Draining asks for no more slots than there are messages that run or could start. The size is the need, clamped to the range of the fleet.
 
 Out  at once, on any sample, but never for a stage whose next belt is over its high water.
 In   after AGREEING samples in a row, and not before COOL_DOWN_S after the last growth; a step (a tenth, at least one slot) at a time; never below what is leased.
-     To nothing only when nothing has stirred for the cool-down. From nothing at the first message.
+     To nothing only when nothing has stirred for the cool-down. From nothing at the first message, also when that is through before anybody looks.
 Slow tasks give no news while they run: when every slot is busy and nothing has ended for longer than the mean and four deviations, S is that while.
 Source: Amazon EC2 Auto Scaling, "acceptable backlog per instance" (a = g = t0 = 0: N = B * S / T); Holt's linear trend for a.
 """
@@ -25,6 +25,7 @@ from beltline.core.names import QueueName
 TARGET_S = 10.0  # aimed at where no target was given
 LOGGED = 1000  # decisions kept of each queue
 MOST = 100_000  # slots of one fleet; far above any real one, it only keeps numbers finite
+RARE_PER_S = 0.001  # arrivals of less than that are called nothing
 REMEMBERED = 100  # deliveries whose service times weigh as much as all new ones together
 
 # Why a decision is as large as it is: the term, and what held it below (or above) that.
@@ -85,9 +86,9 @@ class Service(Struct, frozen=True, array_like=True):
 class Sample(Struct, frozen=True, kw_only=True):
     """What is true at `at` (seconds on the engine's clock).
 
-    `came`      messages that ever became ready here; only differences count. `ended`: those that ended.
-    `runnable`  ready and held back by nothing but the number of slots; `held`: ready, but behind a limit or their group's head.
-    `oldest_s`  how long the oldest runnable one waits. `paused`: nothing may be received.
+    `came`      messages that ever became ready here; only differences count. `ended`: those that ended. `served`: deliveries that ended, as workers have told it.
+    `runnable`  ready and held back by nothing but the number of slots; `held`: the other ready ones (core/queues.py, Counts.held).
+    `oldest_s`  how long the oldest ready one waits. `shut`: why nothing may be received ("paused", "snoozed", …); "" = it may.
     `least`, `most`  the range of the fleet; `most` inf = as many as somebody will start. `ordered`: an operator said so.
     `offered`   slots that the live workers can have at most; `standing`: that they have now. `refusal`: why one of their hosts starts no more runners.
     `hopeless`  why no number of slots can reach the target; "" = one can.
@@ -101,7 +102,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     held: int
     leased: int
     oldest_s: float
-    paused: bool = False
+    shut: str = ""
     service: Service = Service()
     target_s: float = TARGET_S
     least: int = 0
@@ -112,6 +113,7 @@ class Sample(Struct, frozen=True, kw_only=True):
     belts: tuple[Belt, ...] = ()
     refusal: str = ""
     hopeless: str = ""
+    served: int = 0
 
 
 class Trend(Struct, frozen=True, kw_only=True, array_like=True):
@@ -137,6 +139,7 @@ class Trend(Struct, frozen=True, kw_only=True, array_like=True):
     peak: int = 0
     told: str = ""
     told_at: float = -math.inf
+    served: int = 0
 
 
 class Decision(Struct, frozen=True, kw_only=True):
@@ -187,10 +190,10 @@ def decide(sample: Sample, trend: Trend, rules: Rules = RULES) -> tuple[Decision
     """The size from now on, and what to remember until the next sample."""
     least, most = min(sample.least, _most(sample)), _most(sample)
     seen = _look(sample, trend, rules)
-    arrivals = 0.0 if sample.paused else seen.per_s
-    runnable = 0 if sample.paused else sample.runnable
+    arrivals = 0.0 if sample.shut else seen.per_s
+    runnable = 0 if sample.shut else sample.runnable
     service_s = _service(sample, seen)
-    need, term = _need(sample, seen, rules, arrivals, runnable, service_s)
+    need, term = _need(sample, trend, seen, rules, arrivals, runnable, service_s)
     capped, limit = _cap(need, seen.slots, sample, runnable)
     wanted = max(least, min(capped, most))
     if wanted < capped:
@@ -238,12 +241,20 @@ def _most(sample: Sample) -> int:
 
 def _look(sample: Sample, trend: Trend, rules: Rules) -> Trend:
     """The trend with this sample in it, before anything is decided."""
-    stirs = sample.runnable > 0 or sample.leased > 0 or sample.came > trend.came
+    stirs = sample.runnable > 0 or sample.leased > 0 or sample.came > trend.came or sample.served > trend.served
     if trend.at == 0.0:
         start = max(trend.slots, sample.least, min(sample.leased, _most(sample)))
         stirred_at = sample.at if sample.runnable or sample.leased else -math.inf
         return structs.replace(
-            trend, slots=start, at=sample.at, came=sample.came, ended=sample.ended, stirred_at=stirred_at, quiet_from=sample.at, grown_at=sample.at
+            trend,
+            slots=start,
+            at=sample.at,
+            came=sample.came,
+            ended=sample.ended,
+            served=sample.served,
+            stirred_at=stirred_at,
+            quiet_from=sample.at,
+            grown_at=sample.at,
         )
     gap_s = sample.at - trend.at
     all_busy = sample.leased >= max(1, min(trend.slots, sample.offered or trend.slots))
@@ -252,6 +263,7 @@ def _look(sample: Sample, trend: Trend, rules: Rules) -> Trend:
         at=sample.at,
         came=sample.came,
         ended=sample.ended,
+        served=sample.served,
         stirred_at=sample.at if stirs else trend.stirred_at,
         quiet_from=trend.quiet_from if all_busy and sample.ended <= trend.ended else sample.at,
     )
@@ -271,20 +283,24 @@ def _service(sample: Sample, seen: Trend) -> float:
     return quiet_s if quiet_s > sample.service.mean_s + 4 * math.sqrt(sample.service.variance) else sample.service.mean_s
 
 
-def _need(sample: Sample, seen: Trend, rules: Rules, arrivals: float, runnable: int, service_s: float) -> tuple[int, str]:
+def _need(sample: Sample, trend: Trend, seen: Trend, rules: Rules, arrivals: float, runnable: int, service_s: float) -> tuple[int, str]:
     """How many slots the load calls for, and which term says so."""
-    if not runnable and not sample.leased and (seen.slots == 0 or sample.at - seen.stirred_at >= rules.cool_down_s):
+    # A message woke a worker, and was through before anybody looked. At the very first look only workers with a range tell that: others may have served for long.
+    passed = sample.served > trend.served and not sample.shut and (trend.at > 0.0 or sample.most < math.inf)
+    if not (runnable or sample.leased or passed) and (seen.slots == 0 or sample.at - seen.stirred_at >= rules.cool_down_s):
         return 0, IDLE
     steady = arrivals * service_s / rules.utilisation
     drain = service_s * (arrivals + runnable / _time_left(sample, rules)) if runnable else 0.0
+    if not sample.held:  # else `_cap` says why there is no more to do at once
+        drain = min(drain, runnable + sample.leased)
     number = min(MOST, math.ceil(max(steady, drain) - 1e-9))
-    if number <= 1:
-        return 1, FIRST if seen.slots == 0 else DRAIN if drain > steady else STEADY
-    return number, DRAIN if drain > steady else STEADY
+    if number <= 1 and (trend.slots == 0 or not service_s):
+        return 1, FIRST
+    return max(1, number), DRAIN if drain > steady else STEADY
 
 
 def _time_left(sample: Sample, rules: Rules) -> float:
-    # With some held back, the oldest may be one of those: its age says nothing about the slots.
+    # Some are held back, so the oldest may be one of those: its age says nothing about the slots.
     oldest_s = 0.0 if sample.held else sample.oldest_s
     return max(sample.target_s - oldest_s - rules.start_s, sample.target_s / 4)
 
@@ -292,8 +308,9 @@ def _time_left(sample: Sample, rules: Rules) -> float:
 def _cap(need: int, slots: int, sample: Sample, runnable: int) -> tuple[int, str]:
     """At most what can run at once: what is runnable, and what the next belts have room for."""
     number, limit = need, ""
-    if sample.held and number > runnable + sample.leased:
-        number, limit = runnable + sample.leased, KEYS
+    at_once = max(1, runnable + sample.leased)  # one stays until the queue is idle
+    if sample.held and number > at_once:
+        number, limit = at_once, KEYS
     for belt in sample.belts:
         if belt.load >= belt.high_water:
             room = slots
@@ -339,19 +356,21 @@ def _reason(
 ) -> str:
     """In words, for people."""
     match term:
+        case "steady" if arrivals < RARE_PER_S:
+            text = f"next to nothing arrives: {_slots(need)} until nothing has come, waited or run for {rules.cool_down_s:.3g} s"
         case "steady":
             text = f"{arrivals:.3g}/s arrive and take {service_s:.3g} s each: {_slots(need)} for that"
         case "drain":
             text = f"{runnable} wait, the oldest for {sample.oldest_s:.3g} s, {arrivals:.3g}/s arrive, {service_s:.3g} s each"
             text += f": {_slots(need)} to start them within {sample.target_s:.3g} s"
         case "first message":
-            text = "the first message has come"
+            text = "the first message has come" if service_s else "a first message: 1 slot until it is known how long tasks take"
         case "idle":
             text = "nothing waits" if after.slots == 0 else f"nothing has come, waited or run for {rules.cool_down_s:.3g} s"
         case _:
             text = f"{_slots(capped)} would do, the range begins at {sample.least}"
-    if sample.paused:
-        text = f"the queue is paused; {text}"
+    if sample.shut:
+        text = f"the queue is {sample.shut}; {text}"
     for belt in sample.belts if limit == BELT else ():
         if belt.high_water < math.inf:
             text += f"; {belt.queue} behind it holds {belt.load:g} of {belt.high_water:g}: it has room for no more"

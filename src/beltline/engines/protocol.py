@@ -61,6 +61,10 @@ Laws every engine keeps (each is a file of beltline.testing.conformance):
               names, and nobody has named for LEFT_S, is left: kept as it is and not fired.
   sizes       the size of a queue's fleet is one row with a turn. A decision names the turn it was made on: of any number made on one turn exactly one is written.
               The log keeps the newest 1,000 decisions of each queue. An order (set_range) keeps the turn, makes the next decision due, and stands until it is cleared.
+  held        counts.held are those of `ready` that no further slot would let start now: ready - held is what a receive without bound would hand out. Not handed out are those behind
+              their group's head or its lease, those in a closed lane, of the others what is beyond the room of the queue's limits and the tries of its kill switch, and all of
+              a queue that is paused, snoozed or tripped. Neither backpressure nor the claims of open lanes and of leases that are over are looked at. The difference
+              is exact up to COUNTED (10,000); where it is more, an engine may say less, but not less than that.
   use         from any thread and event loop of the process; before open, after close and after a fork: HandleMisused.
 
 Optional powers are found with isinstance; a method that raises NotImplementedError is a design error.

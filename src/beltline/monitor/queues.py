@@ -82,6 +82,6 @@ async def _parked(engine: Engine, queue: QueueName) -> str:
 def summary(found: QueueWhy) -> str:
     """One line: what is in the queue and who works at it."""
     counts, around = found.around.counts, found.around
-    held = f", {count(counts.held)} of them behind a closed limit" if counts.held else ""
+    held = f", {count(counts.held)} of them held back" if counts.held else ""
     workers = f"; {things(around.slots, 'slot')} of {things(len(around.serving), 'worker')}" if around.fleet else ""
     return f"{things(counts.ready, 'message')} ready{held}, {count(counts.delayed)} delayed, {count(counts.leased)} running{workers}"

@@ -161,7 +161,7 @@ class Sizing:
             held=counts.held,
             leased=counts.leased,
             oldest_s=counts.oldest_ready_s if counts.ready else 0.0,
-            paused=counts.paused,
+            shut=_shut(counts),
             service=service,
             target_s=target_s,
             least=least,
@@ -172,6 +172,7 @@ class Sizing:
             belts=scene.belts(queue),
             refusal=_refusal(views, queue) if ranged else "",
             hopeless=hopeless,
+            served=before.answered + ended,
         )
         trend = structs.replace(before.trend, slots=size.slots)
         decision, after = decide(sample, trend, self._rules)
@@ -243,6 +244,12 @@ async def _look(engine: Engine, queues: Iterable[QueueName], sizes: Mapping[Queu
             known = known.learn(*tally(view, name))
         services[name] = known
     return _Scene(now=await engine.now(), specs=specs, counts=counts, workers=workers, services=services)
+
+
+def _shut(counts: Counts) -> str:
+    if counts.paused:
+        return "paused"
+    return "snoozed" if counts.snoozed_until else "stopped by its kill switch" if counts.tripped_until else ""
 
 
 def _refusal(views: Iterable[WorkerView], queue: QueueName) -> str:

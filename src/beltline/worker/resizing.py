@@ -68,7 +68,7 @@ class Resizing:
         self._free = free
         self._asked: dict[QueueName, int] = {}
         self._why: dict[QueueName, str] = {}  # of what was asked for last: some of it may come later
-        self._deaf: set[QueueName] = set()
+        self._deaf: set[QueueName] = set(self.ranges()) if config.dry_run else set()  # a dry run only looks
         self._woken: dict[QueueName, float] = {}
         self._used_at: dict[QueueName, float] = {}
         self._runner_bytes = float(RUNNER_BYTES)

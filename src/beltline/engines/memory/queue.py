@@ -9,6 +9,7 @@ Flow    a message with a tenant, claims or a sticky key stands in a lane of the 
         limits are told to the book of limits.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from math import inf
@@ -17,7 +18,7 @@ from beltline.core.flow import CLOSED
 from beltline.core.lifecycle import Move, State, allowed
 from beltline.core.names import WorkerId
 from beltline.core.policy import PARKED
-from beltline.core.queues import Counts, QueueSpec, rank
+from beltline.core.queues import Counts, QueueSpec, held_back, rank
 from beltline.engines.memory.limits import LimitBook
 from beltline.engines.memory.rows import BucketKey, Heap, Row
 from beltline.engines.memory.shaping import Shaper, claims
@@ -47,6 +48,7 @@ class QueueRows:
         self.parked = 0
         self.leased: set[Row] = set()
         self.groups: dict[str, Group] = {}
+        self.grouped = Counter[str]()  # ready messages of each group
         self.stirred = False  # something became receivable since the flag was last taken down
         self.eased = False  # fewer are ready or leased than when the flag was last taken down: a stage before may go on
         self.soonest = inf  # the earliest instant noted since then
@@ -107,6 +109,10 @@ class QueueRows:
     def _tally(self, row: Row, by: int) -> None:
         self.count[row.state] += by
         self.shaper.count(row, by)
+        if row.message.group is not None and row.state is State.READY:
+            self.grouped[row.message.group] += by
+            if not self.grouped[row.message.group]:
+                del self.grouped[row.message.group]
         if row.why == PARKED and row.state in (State.DELAYED, State.READY):
             self.parked += by
 
@@ -268,12 +274,27 @@ class QueueRows:
         lanes = {lane for lane in self.shaper.lanes.values() if lane.closed_by is not None and closed(lane.closed_by)}
         return sum(lane.ready for lane in lanes) + (sum(row.lane in lanes for row in self.come(now)) if lanes else 0)
 
+    def free(self, now: float) -> int:
+        """Ready messages that neither their group nor a closed lane holds."""
+        lanes = {lane for lane in self.shaper.lanes.values() if lane.closed_by is not None}
+        heads = sum(self._has_ready_head(self.groups[group]) for group in self.grouped)
+        standing = self.count[State.READY] - self.grouped.total() + heads
+        standing -= sum(len(lane.heap.rows()) if self.grouped else lane.ready for lane in lanes)
+        come = sum(row.lane not in lanes and not self.blocked(row) for row in self.come(now))
+        return standing + come + self.count[State.LEASED] - self.live(now)
+
+    def _has_ready_head(self, mates: Group) -> bool:
+        head = self._head(mates)
+        return mates.leased is None and head is not None and head.state is State.READY
+
     def counts(self, now: float) -> Counts:
         over = [row.lease_until for row in self.leased if row.lease_until <= now]
         come = [row.ready_at for row in self.come(now)]
         oldest = min([*over, *come, self._waiting.key()])
+        ready = self.count[State.READY] + len(over) + len(come)
+        room = min(self.book.room(self.spec.limits, now)[0], self.switch.room(self.spec.kill_switch, self.live(now)))
         return Counts(
-            ready=self.count[State.READY] + len(over) + len(come),
+            ready=ready,
             delayed=self.count[State.DELAYED] - len(come),
             leased=self.count[State.LEASED] - len(over),
             dead=self.count[State.DEAD],
@@ -281,7 +302,7 @@ class QueueRows:
             parked=self.parked,
             oldest_ready_s=0.0 if oldest == inf else max(0.0, now - oldest),
             paused=self.paused,
-            held=self.behind(lambda _: True, now),
+            held=held_back(ready, self.free(now), room, shut=self.paused or self.shut_until() > now),
             snoozed_until=self.snoozed_until if self.snoozed_until > now else 0.0,
             tripped_until=self.switch.tripped_until if self.switch.tripped_until > now else 0.0,
             trying=self.switch.trying,

@@ -5,6 +5,7 @@ else; where done ones are meant too, along the order of sends. The second reads 
 see them: a delayed message whose time has come, and a leased one whose lease is over, are ready. `now`: the engine's time in ms, None for the server's own.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from beltline.core.lifecycle import State
 from beltline.core.message import Gather
 from beltline.core.names import StageName
 from beltline.core.outcome import Ended, Failure
-from beltline.core.queues import Counts, QueueSpec
+from beltline.core.queues import COUNTED, Counts, QueueSpec, held_back
 from beltline.core.views import AttemptView, GatherView, MessageFilter, MessageView, Page, ResultView, RunCounts, RunView, WorkerView
 from beltline.engines.postgres import wire
 from beltline.engines.rows import key_of, message
@@ -106,7 +107,7 @@ async def queues(ask: Ask) -> list[QueueSpec]:
     return [_spec(spec) for (spec,) in await ask('SELECT spec FROM beltline.queue ORDER BY name COLLATE "C"', ())]
 
 
-COUNTS = f"""WITH {_TIME} SELECT q.paused, t.now, s.*, d.*, b.*, l.*, r.*, g.*, f.*
+COUNTS = f"""WITH {_TIME} SELECT q.paused, t.now, s.*, d.*, b.*, l.*, r.*, g.*, h.*, i.*, f.*
   FROM beltline.queue q CROSS JOIN t
   CROSS JOIN LATERAL (
     SELECT coalesce(sum(ready), 0)::bigint, coalesce(sum(delayed), 0)::bigint, coalesce(sum(leased), 0)::bigint,
@@ -118,7 +119,9 @@ COUNTS = f"""WITH {_TIME} SELECT q.paused, t.now, s.*, d.*, b.*, l.*, r.*, g.*, 
   CROSS JOIN LATERAL (SELECT count(*), min(due) FROM beltline.lease WHERE queue = q.n AND due <= t.now) l
   CROSS JOIN LATERAL (SELECT min(since) FROM (SELECT since FROM beltline.ready WHERE queue = q.n ORDER BY rank, seq LIMIT {LOOKED_AT}) first) r
   CROSS JOIN LATERAL (SELECT min(since) FROM beltline.blocked WHERE queue = q.n AND was = 1) g
-  LEFT JOIN LATERAL (SELECT * FROM beltline._flow_counts(t.now, q.n)) f ON q.gated
+  CROSS JOIN LATERAL (SELECT count(*) AS behind FROM (SELECT FROM beltline.blocked WHERE queue = q.n AND was = 1 LIMIT {COUNTED + 1}) few) h
+  CROSS JOIN LATERAL (SELECT count(*) AS front FROM (SELECT FROM beltline.ready WHERE queue = q.n AND h.behind > {COUNTED} LIMIT {COUNTED}) few) i
+  LEFT JOIN LATERAL (SELECT * FROM beltline._flow_counts(t.now, q.n, h.behind > {COUNTED}) WHERE q.gated) f ON true
   WHERE q.name = %s"""
 
 
@@ -130,7 +133,10 @@ async def counts(ask: Ask, now: int | None, name: str) -> Counts:
     [(paused, time, ready, delayed, leased, dead, done, parked, due, first_due, held, first_held, over, first_over, first, first_behind, *flow)] = (
         rows
     )
-    first_laned, behind_limits, snoozed, tripped, trying = flow
+    behind, front, first_laned, closed, heads, room, snoozed, tripped, trying = flow
+    # Of those behind their group's head COUNTED at most are walked; where there are more, those in front are counted.
+    free = (ready - behind if behind <= COUNTED else front + (heads or 0)) + due + over - (closed or 0)
+    shut = paused or max(snoozed or 0, tripped or 0) > time
     oldest = [ms for ms in (first_due, first_held, first_over, first, first_behind, first_laned) if ms is not None]
     return Counts(
         ready=ready + due + held + over,
@@ -141,7 +147,7 @@ async def counts(ask: Ask, now: int | None, name: str) -> Counts:
         parked=parked,
         oldest_ready_s=max(0.0, (time - min(oldest)) / 1000) if oldest else 0.0,
         paused=paused,
-        held=behind_limits or 0,
+        held=held_back(ready + due + held + over, free, math.inf if room is None else room, shut=shut),
         snoozed_until=_s(snoozed) if snoozed is not None and snoozed > time else 0.0,
         tripped_until=_s(tripped) if tripped is not None and tripped > time else 0.0,
         trying=bool(trying),

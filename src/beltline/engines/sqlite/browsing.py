@@ -27,9 +27,9 @@ from beltline.core.views import (
     WorkerView,
 )
 from beltline.engines.rows import key_of, message
-from beltline.engines.sqlite import flow
 from beltline.engines.sqlite.control import conditions_of
 from beltline.engines.sqlite.endings import ATTEMPTS_KEPT
+from beltline.engines.sqlite.held import held
 from beltline.engines.sqlite.ledger import CHAIN, Ledger
 from beltline.engines.sqlite.runbook import RUN_WORDS
 
@@ -39,7 +39,7 @@ LOOKED_AT = 1000  # ready messages among which the oldest is looked for; the fir
 
 DUE = "SELECT count(*), min(due) FROM message INDEXED BY message_delayed WHERE queue = ? AND state = 0 AND due <= ?"
 OVER = "SELECT count(*), min(due) FROM message INDEXED BY message_leased WHERE queue = ? AND state = 2 AND due <= ?"
-OLDEST_IN_LANES = "SELECT min(due) FROM message INDEXED BY message_in_lanes WHERE queue = ? AND state = 1 AND lane IS NOT NULL"
+OLDEST_IN_LANES = "SELECT min(due) FROM message INDEXED BY message_in_lanes WHERE queue = ? AND blocked = ? AND state = 1 AND lane IS NOT NULL"
 _failure = msgspec.msgpack.Decoder(Failure).decode
 _gather = msgspec.msgpack.Decoder(Gather).decode
 _worker = msgspec.msgpack.Decoder(WorkerView).decode
@@ -78,11 +78,8 @@ def counts(tx: Ledger, name: str) -> Counts:
         for blocked in (0, 1):
             rows = "SELECT due FROM message INDEXED BY message_ready WHERE queue = ? AND state = 1 AND blocked = ? AND lane IS NULL ORDER BY rank, seq LIMIT ?"
             waiting = sql(f"SELECT min(due) FROM ({rows})", (n, blocked, LOOKED_AT)).get
-            if waiting is not None:
-                oldest.append(waiting)
-        waiting = sql(OLDEST_IN_LANES, (n,)).get if flows else None
-        if waiting is not None:
-            oldest.append(waiting)
+            in_lanes = sql(OLDEST_IN_LANES, (n, blocked)).get if flows else None
+            oldest += [ms for ms in (waiting, in_lanes) if ms is not None]
     shape = tx.flow.shape(n) if flows else None
     return Counts(
         ready=ready + due + over,
@@ -93,7 +90,7 @@ def counts(tx: Ledger, name: str) -> Counts:
         parked=parked,
         oldest_ready_s=max(0.0, (now - min(oldest)) / 1000) if oldest else 0.0,
         paused=queue.paused,
-        held=flow.held(tx, n) if shape is not None else 0,
+        held=held(tx, queue, ready=ready + due + over, due=due, over=over, shaped=shape is not None),
         snoozed_until=shape.snoozed / 1000 if shape is not None and shape.snoozed > now else 0.0,
         tripped_until=shape.switch.tripped / 1000 if shape is not None and shape.switch.tripped > now else 0.0,
         trying=shape is not None and shape.switch.trying,

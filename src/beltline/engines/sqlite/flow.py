@@ -129,10 +129,9 @@ def _due(tx: Ledger) -> dict[int, int]:
     return found
 
 
-def held(tx: Ledger, queue: int) -> int:
-    """Ready messages of a queue behind closed limits."""
-    shape = tx.flow.shape(queue)
-    return int(shape.held) + (sum(count for _, count in tx.sql(_DUE, (queue, tx.now))) if shape.shaped else 0)
+def due_behind_closed(tx: Ledger, queue: int) -> int:
+    """Delayed messages of a queue with lanes whose time has come, in lanes that are closed."""
+    return sum(count for _, count in tx.sql(_DUE, (queue, tx.now)))
 
 
 # --------------------------------------------------------------------------------------------------------------- retention

@@ -102,7 +102,7 @@ ALTER TABLE message ADD COLUMN lane INTEGER;     -- NULL: it has no tenant, no c
 DROP INDEX message_ready;
 CREATE INDEX message_ready ON message(queue, blocked, rank) WHERE state = 1 AND lane IS NULL;
 CREATE INDEX message_in_lane ON message(lane, blocked, rank) WHERE state = 1 AND lane IS NOT NULL;
-CREATE INDEX message_in_lanes ON message(queue, due) WHERE state = 1 AND lane IS NOT NULL;
+CREATE INDEX message_in_lanes ON message(queue, blocked, due, lane) WHERE state = 1 AND lane IS NOT NULL;
 ALTER TABLE tally ADD COLUMN flow INTEGER NOT NULL DEFAULT 0;   -- 1: the queue has a row in `flow`
 CREATE TABLE flow(queue INTEGER PRIMARY KEY,
   shaped INTEGER NOT NULL, sticky INTEGER NOT NULL,             -- has lanes; has lanes with a sticky key

@@ -56,7 +56,7 @@ async def a_snoozed_queue_hands_out_nothing_until_its_time(engine: Full, time: T
     assert until == await engine.now() + 60.0
     assert await kit.take(engine) == []
     counts = await engine.counts(WORK)
-    assert (counts.ready, counts.snoozed_until, counts.paused, counts.held) == (2, until, False, 0)
+    assert (counts.ready, counts.snoozed_until, counts.paused, counts.held) == (2, until, False, 2)
     time.advance(59.75)
     assert await kit.take(engine) == []
     time.advance(0.25)

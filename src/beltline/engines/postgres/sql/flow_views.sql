@@ -1,34 +1,46 @@
 -- What people see of flow control, with what was told since the last receive taken into account. Nothing here locks or changes anything.
 
--- The lanes of a queue that are closed now, and how many ready messages each has.
-CREATE FUNCTION beltline._closed_lanes(p_now bigint, p_queue int) RETURNS TABLE(lane int, name text, key text, ready bigint) LANGUAGE plpgsql STABLE AS $$
+-- The lanes of a queue that are closed now, how many ready messages each has, and how many of these are not behind their group's head.
+CREATE FUNCTION beltline._closed_lanes(p_now bigint, p_queue int) RETURNS TABLE(lane int, name text, key text, ready bigint, heads bigint) LANGUAGE plpgsql STABLE AS $$
 #variable_conflict use_column
 DECLARE v_told boolean := EXISTS (SELECT FROM beltline.flow_event WHERE queue = p_queue);
 BEGIN
   RETURN QUERY
-    WITH steps AS (SELECT e.lane, e.verb, min(e.n) AS n, sum(e.ready) AS ready FROM beltline.flow_event e WHERE v_told AND e.queue = p_queue AND e.lane IS NOT NULL GROUP BY 1, 2),
-    sums AS (SELECT s.lane, sum(s.ready) AS ready, min(s.low) AS low FROM (SELECT s.lane, s.ready, sum(s.ready) OVER (PARTITION BY s.lane ORDER BY s.n) AS low FROM steps s) s GROUP BY 1),
+    WITH steps AS (SELECT e.lane, e.verb, min(e.n) AS n, sum(e.ready) AS ready, sum(e.heads) AS heads FROM beltline.flow_event e WHERE v_told AND e.queue = p_queue AND e.lane IS NOT NULL GROUP BY 1, 2),
+    sums AS (SELECT s.lane, sum(s.ready) AS ready, sum(s.heads) AS heads, min(s.low) AS low FROM (SELECT s.lane, s.ready, s.heads, sum(s.ready) OVER (PARTITION BY s.lane ORDER BY s.n) AS low FROM steps s) s GROUP BY 1),
     freed AS (SELECT e.name, e.key, sum(e.places) AS places FROM beltline.flow_event e WHERE v_told AND e.queue = p_queue AND e.name IS NOT NULL GROUP BY 1, 2),
-    due AS (SELECT m.lane, count(*) AS ready FROM (
-        SELECT id FROM beltline.delayed WHERE queue = p_queue AND since <= p_now AND flags & 8 <> 0
-        UNION ALL SELECT id FROM beltline.blocked WHERE queue = p_queue AND was = 0 AND since <= p_now AND flags & 8 <> 0) d
+    due AS (SELECT m.lane, count(*) AS ready, count(*) FILTER (WHERE d.head) AS heads FROM (
+        SELECT id, true AS head FROM beltline.delayed WHERE queue = p_queue AND since <= p_now AND flags & 8 <> 0
+        UNION ALL SELECT id, false FROM beltline.blocked WHERE queue = p_queue AND was = 0 AND since <= p_now AND flags & 8 <> 0) d
       JOIN beltline.flow_message m ON m.id = d.id GROUP BY 1),
-    standing AS (SELECT l.n, l.closed_limit, l.closed_key, l.ready + coalesce(s.ready, 0) AS ready,
+    standing AS (SELECT l.n, l.closed_limit, l.closed_key, l.ready + coalesce(s.ready, 0) AS ready, l.heads + coalesce(s.heads, 0) AS heads,
         CASE WHEN EXISTS (SELECT FROM freed) THEN row_number() OVER (PARTITION BY l.closed_limit, l.closed_key ORDER BY l.closed_at, l.name, l.prio) END AS place
       FROM beltline.flow_lane l LEFT JOIN sums s ON s.lane = l.n
       WHERE l.queue = p_queue AND l.closed_limit IS NOT NULL AND (s.lane IS NULL OR l.ready + s.low > 0))
-    SELECT l.n, l.closed_limit, l.closed_key, (l.ready + coalesce(d.ready, 0))::bigint FROM standing l LEFT JOIN due d ON d.lane = l.n
+    SELECT l.n, l.closed_limit, l.closed_key, (l.ready + coalesce(d.ready, 0))::bigint, (l.heads + coalesce(d.heads, 0))::bigint FROM standing l LEFT JOIN due d ON d.lane = l.n
       WHERE NOT EXISTS (SELECT FROM freed f WHERE f.name = l.closed_limit AND f.key = l.closed_key AND l.place <= f.places);
 END $$;
 
--- For `counts` of a gated queue.
-CREATE FUNCTION beltline._flow_counts(p_now bigint, p_queue int, OUT first bigint, OUT held bigint, OUT snoozed bigint, OUT tripped bigint, OUT trying boolean) LANGUAGE plpgsql STABLE AS $$
+-- For `counts` of a gated queue. Of messages that are not behind their group's head, closed: those in closed lanes, also delayed ones that are due; heads: the ready ones
+-- of all lanes (NULL unless p_heads). room: starts that the limits and the kill switch of the whole queue allow now; NULL: any number.
+CREATE FUNCTION beltline._flow_counts(p_now bigint, p_queue int, p_heads boolean, OUT first bigint, OUT closed bigint, OUT heads bigint, OUT room bigint,
+  OUT snoozed bigint, OUT tripped bigint, OUT trying boolean) LANGUAGE plpgsql STABLE AS $$
 DECLARE g beltline.flow;
 BEGIN
   SELECT * INTO g FROM beltline.flow WHERE queue = p_queue;
   g := beltline._judged(g);
   SELECT min(since) INTO first FROM beltline.flow_ready WHERE queue = p_queue;
-  SELECT sum(c.ready)::bigint INTO held FROM beltline._closed_lanes(p_now, p_queue) c WHERE g.shaped;
+  SELECT sum(c.heads)::bigint INTO closed FROM beltline._closed_lanes(p_now, p_queue) c WHERE g.shaped;
+  IF p_heads THEN
+    heads := (SELECT coalesce(sum(l.heads), 0) FROM beltline.flow_lane l WHERE l.queue = p_queue)
+      + (SELECT coalesce(sum(e.heads), 0) FROM beltline.flow_event e WHERE e.queue = p_queue AND e.lane IS NOT NULL);
+  END IF;
+  IF g.limited THEN
+    SELECT l.room INTO room FROM beltline._limited(p_now, p_queue) l;
+  END IF;
+  IF g.trying AND g.share IS NOT NULL THEN
+    room := least(room, greatest(0, g.tries - g.succeeded - (SELECT count(*) FROM beltline.lease WHERE queue = p_queue AND due > p_now)));
+  END IF;
   snoozed := g.snoozed; tripped := g.tripped; trying := g.trying;
 END $$;
 
