@@ -51,7 +51,7 @@ class Driver(RuleBasedStateMachine):
         self.views: dict[MessageId, MessageView] = {}
         self.retained = False
         self.ageing_s = 60.0
-        self.time = 0.0
+        self.time = self.began_at = 0.0
 
     def teardown(self) -> None:
         try:

@@ -71,7 +71,7 @@ CREATE INDEX flow_claimed_queue ON beltline.flow_claimed(queue);
 CREATE TABLE beltline.flow_event(
   n bigint GENERATED ALWAYS AS IDENTITY, queue int NOT NULL, verb bigint NOT NULL, lane int, ready int NOT NULL DEFAULT 0, heads int NOT NULL DEFAULT 0,
   leased int NOT NULL DEFAULT 0, messages int NOT NULL DEFAULT 0, cost bigint, work bigint, at bigint, name text, key text COLLATE "C", places int);
-CREATE INDEX flow_event_queue ON beltline.flow_event(queue, n);
+CREATE INDEX flow_event_queue ON beltline.flow_event(queue, verb);
 CREATE TABLE beltline.flow_ended(n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, queue int NOT NULL, at bigint NOT NULL, ended int NOT NULL, failed int NOT NULL);
 CREATE INDEX flow_ended_queue ON beltline.flow_ended(queue, n);
 -- middle, tail: the envelope behind its headers up to dedup and expiry, and behind timeout and retry: what stays when another message is put into its place.

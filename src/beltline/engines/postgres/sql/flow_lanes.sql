@@ -156,10 +156,9 @@ BEGIN
 END $$;
 
 -- Lanes (and the shares that have them) after what was told of them. touched: shares whose standing is to be looked at; begun: those that had nothing to give in between.
--- Receives switch hash joins off. But a purge may have told of as many lanes as there are, many times each: here whatever is compared with all of them must be hashed
--- (joins, and IN over unnest: = ANY goes through the array for every row).
-CREATE FUNCTION beltline._flow_changed(INOUT g beltline.flow, p_events beltline.flow_event[], p_lanes int[], OUT touched int[], OUT begun int[]) LANGUAGE plpgsql
-  SET enable_hashjoin = on AS $$
+-- A purge may have told of very many lanes, many times each: nothing here joins one of these lists with another, which a planner that expects few does row by row with row by row.
+-- Rows are looked up by index, sums are windows, and membership is IN over unnest, which is hashed (= ANY goes through the array for every row).
+CREATE FUNCTION beltline._flow_changed(INOUT g beltline.flow, p_events beltline.flow_event[], p_lanes int[], OUT touched int[], OUT begun int[]) LANGUAGE plpgsql AS $$
 DECLARE v_emptied int[]; v_new int[];
 BEGIN
   begun := '{}';
@@ -174,14 +173,17 @@ BEGIN
       SELECT array_agg(DISTINCT r.lane) INTO v_emptied FROM (
         SELECT v.lane, l.ready + sum(v.ready) OVER (PARTITION BY v.lane ORDER BY v.n) AS ready
           FROM verb v CROSS JOIN LATERAL (SELECT ready FROM beltline.flow_lane x WHERE x.n = v.lane OFFSET 0) l) r WHERE r.ready <= 0;
-    WITH lanes AS MATERIALIZED (
-      SELECT l.* FROM unnest(p_lanes) AS i(n) CROSS JOIN LATERAL (SELECT n, share, heads, closed_limit FROM beltline.flow_lane x WHERE x.n = i.n OFFSET 0) l
-        WHERE l.closed_limit IS NULL OR l.n IN (SELECT e.n FROM unnest(v_emptied) AS e(n))),
-    base AS (SELECT share, sum(CASE WHEN closed_limit IS NULL THEN heads ELSE 0 END) AS heads FROM lanes GROUP BY share),
-    verb AS (SELECT l.share, e.verb, min(e.n) AS n, sum(e.heads) AS heads FROM unnest(p_events) e JOIN lanes l ON l.n = e.lane GROUP BY l.share, e.verb)
+    WITH moves AS (   -- what each share had at first, and what each verb did to it
+      SELECT l.share, 0::bigint AS n, sum(CASE WHEN l.closed_limit IS NULL THEN l.heads ELSE 0 END) AS heads
+        FROM unnest(p_lanes) AS i(n) CROSS JOIN LATERAL (SELECT share, heads, closed_limit FROM beltline.flow_lane x WHERE x.n = i.n OFFSET 0) l
+        WHERE l.closed_limit IS NULL OR i.n IN (SELECT e.n FROM unnest(v_emptied) AS e(n)) GROUP BY l.share
+      UNION ALL SELECT l.share, min(e.n), sum(e.heads)
+        FROM unnest(p_events) e CROSS JOIN LATERAL (SELECT share, closed_limit FROM beltline.flow_lane x WHERE x.n = e.lane OFFSET 0) l
+        WHERE l.closed_limit IS NULL OR e.lane IN (SELECT e.n FROM unnest(v_emptied) AS e(n)) GROUP BY l.share, e.verb)
       SELECT coalesce(array_agg(DISTINCT r.share), '{}') INTO begun FROM (
-        SELECT v.share, b.heads + sum(v.heads) OVER (PARTITION BY v.share ORDER BY v.n) AS heads FROM verb v JOIN base b ON b.share = v.share) r
-      WHERE r.heads <= 0 AND NOT EXISTS (SELECT FROM beltline.flow_lane o WHERE o.share = r.share AND o.closed_limit IS NULL AND o.head_seq IS NOT NULL AND o.n NOT IN (SELECT i.n FROM unnest(p_lanes) AS i(n)));
+        SELECT m.share, m.n, sum(m.heads) OVER (PARTITION BY m.share ORDER BY m.n) AS heads FROM moves m) r
+      WHERE r.n > 0 AND r.heads <= 0 AND NOT EXISTS (SELECT FROM beltline.flow_lane o
+        WHERE o.share = r.share AND o.closed_limit IS NULL AND o.head_seq IS NOT NULL AND o.n NOT IN (SELECT i.n FROM unnest(p_lanes) AS i(n)));
   END IF;
   UPDATE beltline.flow_lane l SET ready = l.ready + d.ready, heads = l.heads + d.heads, leased = l.leased + d.leased, messages = l.messages + d.messages,
       head_rank = CASE WHEN d.moved THEN h.rank ELSE l.head_rank END, head_seq = CASE WHEN d.moved THEN h.seq ELSE l.head_seq END,
@@ -212,10 +214,10 @@ DECLARE v_events beltline.flow_event[]; v_lanes int[]; v_span bigint; v_sums big
 BEGIN
   touched := '{}';
   begun := '{}';
-  v_last := (SELECT n FROM beltline.flow_event WHERE queue = g.queue ORDER BY n OFFSET 20000 LIMIT 1);
+  v_last := (SELECT verb FROM beltline.flow_event WHERE queue = g.queue ORDER BY verb OFFSET 20000 LIMIT 1);
   more := v_last IS NOT NULL;
   IF more THEN   -- whole verbs, those that began first
-    WITH gone AS (DELETE FROM beltline.flow_event WHERE queue = g.queue AND verb IN (SELECT verb FROM beltline.flow_event WHERE queue = g.queue AND n < v_last) RETURNING *)
+    WITH gone AS (DELETE FROM beltline.flow_event WHERE queue = g.queue AND verb <= v_last RETURNING *)
       SELECT array_agg(ROW(gone.*)::beltline.flow_event ORDER BY n) INTO v_events FROM gone;
   ELSE
     WITH gone AS (DELETE FROM beltline.flow_event WHERE queue = g.queue RETURNING *)
@@ -255,9 +257,10 @@ BEGIN
     SELECT coalesce(l.share, (SELECT n FROM beltline.flow_share s WHERE s.queue = p_queue AND s.tenant = '' AND s.owner = '')) AS share, e.at / 150000 AS span, sum(e.work)::bigint AS work
       FROM unnest(p_events) e LEFT JOIN LATERAL (SELECT share FROM beltline.flow_lane x WHERE x.n = e.lane OFFSET 0) l ON true
       WHERE e.work IS NOT NULL GROUP BY 1, 2),
-  last AS (SELECT d.share, greatest(max(d.span), max(s.span)) AS span FROM done d CROSS JOIN LATERAL (SELECT span FROM beltline.flow_share x WHERE x.n = d.share OFFSET 0) s GROUP BY d.share),
-  sums AS (SELECT l.share, l.span, coalesce(sum(d.work) FILTER (WHERE d.span = l.span), 0) AS now, coalesce(sum(d.work) FILTER (WHERE d.span = l.span - 1), 0) AS before
-    FROM last l JOIN done d ON d.share = l.share GROUP BY l.share, l.span)
+  late AS (SELECT d.*, greatest(max(d.span) OVER (PARTITION BY d.share), s.span) AS last
+    FROM done d CROSS JOIN LATERAL (SELECT span FROM beltline.flow_share x WHERE x.n = d.share OFFSET 0) s),
+  sums AS (SELECT share, last AS span, coalesce(sum(work) FILTER (WHERE span = last), 0) AS now, coalesce(sum(work) FILTER (WHERE span = last - 1), 0) AS before
+    FROM late GROUP BY share, last)
   UPDATE beltline.flow_share s SET span = n.span, work = n.now + CASE WHEN s.span = n.span THEN s.work ELSE 0 END,
       work_before = n.before + CASE s.span WHEN n.span THEN s.work_before WHEN n.span - 1 THEN s.work ELSE 0 END
     FROM sums n WHERE s.n = n.share;
