@@ -36,19 +36,9 @@ BEGIN
     SELECT reason INTO v_reason FROM beltline.asked WHERE id = f.id;
     IF v_reason IS NULL AND f.lost + 1 < v_max THEN
       v_again := v_again || f;
-      CONTINUE;
+    ELSIF beltline._last_over(p_now, f, v_reason) THEN
+      v_ended := v_ended + 1;
     END IF;
-    DELETE FROM beltline.lease WHERE id = f.id AND epoch = f.epoch;
-    CONTINUE WHEN NOT FOUND;   -- it went with its run
-    v_ended := v_ended + 1;
-    PERFORM beltline._note(p_now, f, 'lost', 0, '', beltline._lease_over());
-    f.lost := f.lost + 1;
-    IF v_reason IS NOT NULL THEN
-      PERFORM beltline._end(p_now, f, 2::smallint, v_reason);
-    ELSE
-      PERFORM beltline._die(p_now, f, 'poison: ' || f.lost || ' deliveries never answered', '', beltline._lease_over());
-    END IF;
-    PERFORM beltline._judge_of(p_now, ARRAY[f.id]);
   END LOOP;
   PERFORM beltline._left(v_queue, v_ended) WHERE v_ended > 0;
   room := p_limit;

@@ -65,6 +65,24 @@ END $$;
 -- MessagePack of Failure("lease_lost", "", text, ""): what is noted when a lease ran out.
 CREATE OR REPLACE FUNCTION beltline._lease_over() RETURNS bytea LANGUAGE sql IMMUTABLE AS $$ SELECT '\x94aa6c656173655f6c6f7374a0d931546865206c656173652072616e206f75743a2069747320776f726b65722064696564206f72206c6f737420746f7563682ea0'::bytea $$;
 
+-- A lease that is over was the last one of its message: cancelled if somebody asked (p_reason), else dead. False: it went with its run meanwhile.
+CREATE OR REPLACE FUNCTION beltline._last_over(p_now bigint, f beltline.fact, p_reason text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+  DELETE FROM beltline.lease WHERE id = f.id AND epoch = f.epoch;
+  IF NOT FOUND THEN
+    RETURN false;
+  END IF;
+  PERFORM beltline._note(p_now, f, 'lost', 0, '', beltline._lease_over());
+  f.lost := f.lost + 1;
+  IF p_reason IS NOT NULL THEN
+    PERFORM beltline._end(p_now, f, 2::smallint, p_reason);
+  ELSE
+    PERFORM beltline._die(p_now, f, 'poison: ' || f.lost || ' deliveries never answered', '', beltline._lease_over());
+  END IF;
+  PERFORM beltline._judge_of(p_now, ARRAY[f.id]);
+  RETURN true;
+END $$;
+
 -- Leases that are over: cancelled if somebody asked, dead if it was the last one allowed, else handed out again, at most p_limit (0: a sweep, none).
 CREATE OR REPLACE FUNCTION beltline._over(p_now bigint, p_queue int, p_limit int, p_lease bigint, p_worker int, p_from bigint DEFAULT -9000000000000000000) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
 DECLARE f beltline.fact; v_again int := 0; v_max int; v_reason text;
@@ -75,16 +93,7 @@ BEGIN
         SELECT ctid FROM beltline.lease WHERE queue = p_queue AND due BETWEEN p_from AND p_now ORDER BY due, seq LIMIT p_limit + 500 FOR UPDATE SKIP LOCKED)) ORDER BY l.due, l.seq LOOP
     SELECT reason INTO v_reason FROM beltline.asked WHERE id = f.id;
     IF v_reason IS NOT NULL OR f.lost + 1 >= v_max THEN
-      DELETE FROM beltline.lease WHERE id = f.id AND epoch = f.epoch;
-      CONTINUE WHEN NOT FOUND;   -- it went with its run
-      PERFORM beltline._note(p_now, f, 'lost', 0, '', beltline._lease_over());
-      f.lost := f.lost + 1;
-      IF v_reason IS NOT NULL THEN
-        PERFORM beltline._end(p_now, f, 2::smallint, v_reason);
-      ELSE
-        PERFORM beltline._die(p_now, f, 'poison: ' || f.lost || ' deliveries never answered', '', beltline._lease_over());
-      END IF;
-      PERFORM beltline._judge_of(p_now, ARRAY[f.id]);
+      PERFORM beltline._last_over(p_now, f, v_reason);
     ELSIF v_again < p_limit THEN
       PERFORM beltline._note(p_now, f, 'lost', 0, '', beltline._lease_over());
       UPDATE beltline.lease SET epoch = epoch + 1, lost = lost + 1, due = p_now + p_lease, started = p_now, worker = p_worker WHERE id = f.id;
